@@ -1,0 +1,226 @@
+"""From a shard set to batches of uint8 video and token ids, through grain.
+
+Training: a global shuffle, new every epoch, dealt out to the processes. The frames and the crop drawn for a clip depend
+on the seed, the epoch and its place in the epoch alone, so neither the number of worker processes nor that of hosts
+changes what is seen. Evaluation: every clip once, in order, without chance. Letters: B clips of a process, T frames, S
+text length.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from data_pipeline.config import DataConfig
+from data_pipeline.errors import DataError
+from data_pipeline.sampling import train_frames, uniform_frames, wrong_time_order
+from data_pipeline.shards import VOCAB_NAME, ShardSource, open_shards
+from data_pipeline.transforms import centre_crop, random_flip, random_resized_crop
+
+Batch = dict[str, np.ndarray]
+
+# Batches are large (154 MB at 128 clips of 8x224x224), and by default grain would keep hundreds of them ready.
+_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+_EVAL_TEXT = ("video_id", "caption", "group")
+
+
+class TrainLoader:
+    """The endless batches of one process; close it, or use it as a context manager, when done.
+
+    Its state says how many batches were taken and of what; it does not depend on the process or on the number of
+    worker processes, so one process's state restores all of them.
+    """
+
+    def __init__(self, batches: grain.MapDataset, num_workers: int, identity: Mapping[str, Any]) -> None:
+        self._batches = batches
+        self._num_workers = num_workers
+        self._identity = dict(identity)
+        self._next_batch = 0
+        self._iterator = self._start(0)
+
+    def __iter__(self) -> "TrainLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._next_batch += 1
+        # Plain arrays: those of a worker process lie in shared memory, which leaks if held when the program ends.
+        return {name: np.array(values) for name, values in batch.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns a JSON-able dict from which `set_state` goes on with the very same batches."""
+        return {"next_batch": self._next_batch, **self._identity}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Makes the next batch the one that came next when `state` was taken.
+
+        Raises:
+          DataError: `state` belongs to other data, another seed or another global batch size.
+        """
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                raise DataError(
+                    f"loader state: it was saved with {name}={state.get(name)}, this run has {name}={value};"
+                    " resume with the same, or start a new run"
+                )
+        self._iterator.close()
+        self._next_batch = int(state["next_batch"])
+        self._iterator = self._start(self._next_batch)
+
+    def close(self) -> None:
+        """Stops the worker processes; no batch can be taken afterwards."""
+        self._iterator.close()
+
+    def __enter__(self) -> "TrainLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, first_batch: int) -> grain.DatasetIterator:
+        remaining = self._batches[first_batch:].to_iter_dataset(_READ_OPTIONS)
+        if self._num_workers == 0:
+            return iter(remaining)
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which only absl's own app.run parses
+            flags.FLAGS(["stgt"])
+        workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
+        return iter(remaining.mp_prefetch(workers))
+
+
+def train_loader(
+    config: DataConfig,
+    split: str,
+    batch_size: int,
+    seed: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainLoader:
+    """Returns endless shuffled, augmented batches of `batch_size` clips for this process.
+
+    An epoch gives every clip once over all processes; those that do not fill a last global batch are left out of that
+    epoch (another few each time, as the order is new), so that a batch never holds a clip twice.
+
+    Returns:
+      Batches of `video` uint8 [B, T, H, W, 3], `input_ids` int32 [B, S], `attention_mask` int32 [B, S].
+
+    Raises:
+      DataError: no such shards, more frames than they keep, or fewer clips than one global batch.
+    """
+    if seed < 0:
+        raise DataError(f"seed={seed} must not be negative")
+    source = _open(config, split)
+    global_batch = batch_size * process_count
+    if not 0 < global_batch <= len(source):
+        raise DataError(
+            f"batch size {global_batch} ({batch_size} clips x {process_count} processes) must lie in 1..{len(source)},"
+            f" the clips of split '{split}' of data.shards='{config.shards}'"
+        )
+    # The clips are dealt out one by one after the shuffle, so that batch i of all the processes together holds the same
+    # clips, with the same crops, however many processes there are.
+    clips_per_epoch = len(source) // global_batch * global_batch
+    clips = grain.MapDataset.source(source).seed(seed).shuffle().random_map(functools.partial(_train_clip, config))
+    batches = clips[:clips_per_epoch][process_index::process_count].batch(batch_size).repeat()
+    identity = {"split": split, "num_examples": len(source), "global_batch_size": global_batch, "seed": seed}
+    return TrainLoader(batches, config.num_workers, identity)
+
+
+def eval_batches(
+    config: DataConfig, split: str, batch_size: int, *, shuffle_frames_seed: int | None = None
+) -> Iterator[Batch]:
+    """Yields every clip of the split once, in order: uniform frames, centre crop.
+
+    Args:
+      config: the loader's options; its training options play no part here.
+      split: name of the split.
+      batch_size: B; a last batch that is not full repeats the last clip.
+      shuffle_frames_seed: given, each clip's T frames are put out of order (neither as they were nor reversed), the
+        same way for the same seed: the control for whether a model sees time.
+
+    Yields:
+      Batches of `video` uint8 [B, T, H, W, 3], `input_ids` and `attention_mask` int32 [B, S], `valid` bool [B] (False
+      on the repeated clips), and the object arrays [B] of str `video_id`, `caption` and `group`.
+
+    Raises:
+      DataError: no such shards, more frames than they keep, or a batch size below 1.
+    """
+    if batch_size < 1:
+        raise DataError(f"evaluation batch size {batch_size} must be at least 1")
+    source = _open(config, split)
+    clip = functools.partial(_eval_clip, config, shuffle_frames_seed)
+    return _padded_batches(grain.MapDataset.source(source).map_with_index(clip), batch_size)
+
+
+def num_examples(config: DataConfig, split: str) -> int:
+    """Returns the number of clips in a split of the shard set."""
+    return len(_open(config, split))
+
+
+def split_vocab_size(config: DataConfig) -> int:
+    """Returns the model's vocabulary size: the words of the shard set's vocabulary and one more, [DEC].
+
+    Raises:
+      DataError: the shard set has no vocabulary.
+    """
+    path = pathlib.Path(config.shards, VOCAB_NAME)
+    if not path.is_file():
+        raise DataError(f"data.shards='{config.shards}' has no {VOCAB_NAME}; build the shards with `stgt data build`")
+    with path.open(encoding="utf-8") as words:
+        return sum(1 for _ in words) + 1
+
+
+def _open(config: DataConfig, split: str) -> ShardSource:
+    if not config.shards:
+        raise DataError("data.shards is empty; name a shard set folder, as written by `stgt data build`")
+    source = open_shards(config.shards, split)
+    num_kept = source.settings.num_kept_frames
+    if config.num_frames > num_kept:
+        raise DataError(
+            f"data.num_frames={config.num_frames} is more than the {num_kept} frames a clip of"
+            f" data.shards='{config.shards}' keeps; rebuild the shards with at least {config.num_frames} kept frames"
+        )
+    return source
+
+
+def _train_clip(config: DataConfig, record: Mapping[str, Any], rng: np.random.Generator) -> Batch:
+    frames = train_frames(rng, config.train_frame_sampling, len(record["video"]), config.num_frames)
+    video = random_resized_crop(rng, record["video"][frames], config.image_size, config.crop_scale)
+    if config.flip:
+        video = random_flip(rng, video)
+    return {"video": video, **_tokens(record)}
+
+
+def _eval_clip(config: DataConfig, shuffle_seed: int | None, index: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    frames = uniform_frames(len(record["video"]), config.num_frames)
+    if shuffle_seed is not None:
+        frames = frames[wrong_time_order(np.random.default_rng((shuffle_seed, index)), config.num_frames)]
+    video = centre_crop(record["video"][frames], config.image_size)
+    return {"video": video, **_tokens(record), **{name: record[name] for name in _EVAL_TEXT}}
+
+
+def _tokens(record: Mapping[str, Any]) -> Batch:
+    return {name: np.asarray(record[name], np.int32) for name in ("input_ids", "attention_mask")}
+
+
+def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[Batch]:
+    # Threads suffice: Pillow and ArrayRecord leave the interpreter lock, and worker processes would start too slowly
+    # for the few batches of an evaluation.
+    num_threads = min(8, os.cpu_count() or 1)
+    clips_read = iter(clips.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, 2 * batch_size))))
+    try:
+        for start in range(0, len(clips), batch_size):
+            batch = [next(clips_read) for _ in range(min(batch_size, len(clips) - start))]
+            padding = batch_size - len(batch)
+            batch += [batch[-1]] * padding
+            stacked = {
+                name: np.array([clip[name] for clip in batch], object if name in _EVAL_TEXT else None)
+                for name in batch[0]
+            }
+            yield {**stacked, "valid": np.arange(batch_size) < batch_size - padding}
+    finally:
+        clips_read.close()

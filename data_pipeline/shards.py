@@ -1,0 +1,170 @@
+"""The shard set on disk: a TFDS ArrayRecord data set per split, and random access to its records.
+
+A shard set is a folder with `vocab.txt` and one folder a split (`train/`, `test/`, ...). A split's folder holds the
+ArrayRecord files, TFDS's own metadata and `manifest.json`: the settings it was built with and every file's size, so
+that a missing or truncated file is found on opening, not in the middle of an epoch.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_pipeline.errors import DataError
+
+VOCAB_NAME = "vocab.txt"
+MANIFEST_NAME = "manifest.json"
+_NAME, _VERSION = "video_captions", "1.0.0"
+_SHARD_BYTES = 128 << 20
+_WRITE_BATCH = 16  # records handed to TFDS at a time: it rewrites its metadata at each call
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSettings:
+    """What every record of a split has in common, and the vocabulary (by hash) its token ids belong to."""
+
+    num_kept_frames: int
+    resize: int
+    max_text_length: int
+    vocab_sha256: str
+
+
+def hash_file(path: str | Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _features(settings: ShardSettings) -> tfds.features.FeaturesDict:
+    """Records as in `ShardSource`. Frames are plain bytes: ArrayRecord compresses them, and much faster than zlib."""
+    tokens = tfds.features.Tensor(shape=(settings.max_text_length,), dtype=np.int32)
+    return tfds.features.FeaturesDict(
+        {
+            "video": tfds.features.Tensor(
+                shape=(settings.num_kept_frames, None, None, 3), dtype=np.uint8, encoding="bytes"
+            ),
+            "video_id": tfds.features.Text(),
+            "caption": tfds.features.Text(),
+            "group": tfds.features.Text(),
+            "input_ids": tokens,
+            "attention_mask": tokens,
+        }
+    )
+
+
+def write_split(folder: Path, split: str, examples: Iterable[dict[str, Any]], settings: ShardSettings) -> int:
+    """Streams `examples` (as `ShardSource` gives them back) to ArrayRecord files in `folder`; returns how many.
+
+    Only a few records are in memory at a time and their order is kept. (TFDS's `GeneratorBasedBuilder` shuffles all of
+    them in memory and needs TensorFlow beyond 1 GB; its `SequentialWriter` does neither.)
+    """
+    identity = tfds.core.DatasetIdentity(_NAME, tfds.core.Version(_VERSION), str(folder), module_name=__name__)
+    info = tfds.core.DatasetInfo(builder=identity, features=_features(settings), disable_shuffling=True)
+    examples = iter(examples)
+    first = next(examples, None)
+    if first is None:
+        return 0
+    writer = tfds.core.SequentialWriter(
+        info, max_examples_per_shard=max(1, _SHARD_BYTES // first["video"].nbytes), file_format="array_record"
+    )
+    writer.initialize_splits([split])
+    num_written, examples = 0, itertools.chain([first], examples)
+    while batch := list(itertools.islice(examples, _WRITE_BATCH)):
+        writer.add_examples({split: batch})
+        num_written += len(batch)
+    writer.close_all()
+    files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.array_record*"))}
+    manifest = {"num_records": num_written, "settings": dataclasses.asdict(settings), "files": files}
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
+    return num_written
+
+
+def list_splits(shards: str | Path) -> list[str]:
+    """Returns the splits that the shard set in folder `shards` has (none where there is no such folder)."""
+    return sorted(path.parent.name for path in Path(shards).glob(f"[!.]*/{MANIFEST_NAME}"))
+
+
+def _check_split(shards: Path, split: str) -> dict[str, Any]:
+    """Returns the split's manifest if all it speaks of is there, whole, and of the shard set's vocabulary."""
+    known = list_splits(shards)
+    if not known:
+        raise DataError(f"no shard set in '{shards}': build one with `stgt data build`")
+    if split not in known:
+        raise DataError(f"no split '{split}' in shard set '{shards}'; known: {', '.join(known)}")
+    folder, rebuild = shards / split, f"rebuild split '{split}'"
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text())
+        settings, files = ShardSettings(**manifest["settings"]), manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"shard set file '{folder / MANIFEST_NAME}' cannot be read: {rebuild}") from error
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"missing shard file '{path}': {rebuild}")
+        if path.stat().st_size != size:
+            raise DataError(f"truncated shard file '{path}': {path.stat().st_size} bytes, not {size}; {rebuild}")
+    if not (shards / VOCAB_NAME).is_file():
+        raise DataError(f"missing vocabulary '{shards / VOCAB_NAME}': rebuild the shard set")
+    if hash_file(shards / VOCAB_NAME) != settings.vocab_sha256:
+        raise DataError(f"split '{split}' was not tokenised with '{shards / VOCAB_NAME}' as it is now: {rebuild}")
+    return manifest
+
+
+class ShardSource:
+    """Random access to a split's records, in the order of the caption file; picklable (it reopens its files).
+
+    `source[i]` is a dict: video uint8 [K, h, w, 3] (read-only), video_id str, caption str, group str,
+    input_ids int32 [S], attention_mask int32 [S]. `source.settings` says what K, S and the short side are.
+    """
+
+    def __init__(self, shards: str | Path, split: str):
+        self.shards, self.split = Path(shards), split
+        manifest = _check_split(self.shards, split)
+        self.settings = ShardSettings(**manifest["settings"])
+        self._folder = self.shards / split
+        try:
+            builder = tfds.builder_from_directory(self._folder)
+            self._records, self._info = builder.as_data_source(split), builder.info.splits[split]
+            num_records = len(self._records)
+        except Exception as error:  # TFDS and ArrayRecord raise many kinds
+            raise DataError(f"shard set '{self._folder}' cannot be opened: {_one_line(error)}") from error
+        if num_records != manifest["num_records"]:
+            raise DataError(f"shard set '{self._folder}' has {num_records} records, not {manifest['num_records']}")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            record = self._records[index]
+        except Exception as error:  # a corrupt block shows only when it is read
+            shard = np.searchsorted(np.cumsum(self._info.shard_lengths), index, side="right")
+            path = self._info.filepaths[shard]
+            raise DataError(f"record {index} in '{path}' cannot be read: {_one_line(error)}") from error
+        return record | {name: record[name].decode() for name in ("video_id", "caption", "group")}
+
+    def __reduce__(self):
+        return ShardSource, (self.shards, self.split)
+
+    def __repr__(self) -> str:
+        return f"ShardSource(shards={str(self.shards)!r}, split={self.split!r}, num_records={len(self)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def open_shards(shards: str | Path, split: str) -> ShardSource:
+    """Opens one split of a shard set.
+
+    Raises:
+      DataError: no shard set there, no such split, a missing or truncated file, or another vocabulary.
+    """
+    return ShardSource(shards, split)

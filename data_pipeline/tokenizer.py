@@ -1,0 +1,105 @@
+"""Captions to token ids and back: BERT WordPiece, lower-cased, `[CLS] ... [SEP]` padded with [PAD] (id 0).
+
+A vocabulary is a text file of one token a line (a line's number is its id): BERT's own, or one trained from captions.
+The ids stay below its length; the model puts its [DEC] token after them.
+"""
+
+import collections
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import BertWordPieceTokenizer
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from data_pipeline.errors import DataError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def train_vocab(captions: Iterable[str], path: str | Path, *, vocab_size: int = 8192) -> int:
+    """Writes a vocabulary of at most `vocab_size` tokens made from captions, and returns its size.
+
+    It holds the special tokens, every character (at a word's start and within), and whole words, each the most frequent
+    first: the same captions always give the same file. (The trainer of `tokenizers` breaks ties by hash order, so its
+    vocabulary differs from run to run.) A word beyond it is spelt in characters.
+    """
+    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+    words: collections.Counter[str] = collections.Counter()
+    for caption in captions:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
+    pieces: collections.Counter[str] = collections.Counter()
+    for word, count in words.items():
+        for character in word:
+            pieces.update({character: count, f"##{character}": count})
+    ordered = [*SPECIAL_TOKENS, *_by_frequency(pieces), *(word for word in _by_frequency(words) if len(word) > 1)]
+    vocab = ordered[:vocab_size]
+    Path(path).write_text("".join(f"{token}\n" for token in vocab), encoding="utf-8")
+    return len(vocab)
+
+
+def _by_frequency(counts: collections.Counter[str]) -> list[str]:
+    return sorted(counts, key=lambda token: (-counts[token], token))
+
+
+def load_tokenizer(vocab_path: str | Path) -> BertWordPieceTokenizer:
+    """Loads a vocabulary file.
+
+    Raises:
+      DataError: no such file, or not a WordPiece vocabulary ([PAD] first, all special tokens, no token twice).
+    """
+    try:
+        tokens = Path(vocab_path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"vocabulary '{vocab_path}' is not UTF-8 text") from error
+    except OSError as error:
+        raise DataError(f"vocabulary '{vocab_path}' cannot be read: {error.strerror}") from error
+    missing = [token for token in SPECIAL_TOKENS if token not in tokens]
+    if missing:
+        raise DataError(f"'{vocab_path}' is no BERT vocabulary: it lacks {', '.join(missing)}")
+    if tokens[0] != "[PAD]":
+        raise DataError(f"vocabulary '{vocab_path}' must start with [PAD], not {tokens[0]!r:.40}")
+    vocab = {token: index for index, token in enumerate(tokens)}
+    if len(vocab) != len(tokens):
+        raise DataError(f"vocabulary '{vocab_path}' has {len(tokens) - len(vocab)} tokens twice")
+    return BertWordPieceTokenizer(vocab=vocab, lowercase=True)
+
+
+def vocab_size(tokenizer: BertWordPieceTokenizer) -> int:
+    """Returns the number of ids, special tokens included (the lines of the vocabulary file)."""
+    return tokenizer.get_vocab_size()
+
+
+def num_tokens(tokenizer: BertWordPieceTokenizer, captions: Sequence[str]) -> list[int]:
+    """Returns each caption's full length in tokens, [CLS] and [SEP] included."""
+    return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(captions))]
+
+
+def encode(
+    tokenizer: BertWordPieceTokenizer, captions: Sequence[str], max_text_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenises captions; one longer than S = `max_text_length` is cut, its [SEP] kept.
+
+    Returns:
+      input_ids int32 [N, S], attention_mask int32 [N, S] (1 = token, 0 = padding).
+    """
+    if max_text_length < 2:
+        raise DataError(f"max_text_length is {max_text_length}: [CLS] and [SEP] alone need 2")
+    input_ids = np.zeros((len(captions), max_text_length), np.int32)
+    attention_mask = np.zeros_like(input_ids)
+    for row, encoding in enumerate(tokenizer.encode_batch(list(captions))):
+        ids = encoding.ids
+        if len(ids) > max_text_length:
+            ids = [*ids[: max_text_length - 1], ids[-1]]
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    return input_ids, attention_mask
+
+
+def decode(tokenizer: BertWordPieceTokenizer, ids: Sequence[int] | np.ndarray) -> str:
+    """Returns the text of one caption's ids [S]: up to [SEP], without special tokens and ids beyond the vocabulary."""
+    ids = [int(token) for token in ids]
+    end = tokenizer.token_to_id("[SEP]")
+    ids = ids[: ids.index(end)] if end in ids else ids
+    return tokenizer.decode([token for token in ids if token < vocab_size(tokenizer)], skip_special_tokens=True)

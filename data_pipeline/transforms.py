@@ -1,0 +1,78 @@
+"""Crop, resize and flip of whole clips: uint8 [T, h, w, 3] in, uint8 [T, image_size, image_size, 3] out.
+
+A clip's frames share one crop and one flip, so that what moves in the output has moved in the video. Resizing is
+Pillow's antialiased bilinear filter, which crops and resizes in one pass.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+_CROP_ATTEMPTS = 10
+
+
+def crop_and_resize(video: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Returns `box` of every frame of `video` [T, h, w, 3], resized: uint8 [T, size, size, 3].
+
+    The filter reaches over the box's edges, as if the whole frame had been resized and cut afterwards.
+    """
+    frames = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR, box=box) for frame in video]
+    return np.stack([np.asarray(frame) for frame in frames])
+
+
+def random_crop_box(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]) -> Box:
+    """Draws the box of a random resized crop: its area within `scale` of the frame, its aspect ratio 3/4 to 4/3.
+
+    Where no draw fits into the frame (a very wide or very high one), the largest centred box of a permitted ratio.
+    """
+    for _ in range(_CROP_ATTEMPTS):
+        area = rng.uniform(*scale) * height * width
+        ratio = math.exp(rng.uniform(*np.log(ASPECT_RATIOS)))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(width - crop_width + 1))
+            upper = int(rng.integers(height - crop_height + 1))
+            return left, upper, left + crop_width, upper + crop_height
+    crop_width = min(width, round(height * ASPECT_RATIOS[1]))
+    crop_height = min(height, round(width / ASPECT_RATIOS[0]))
+    return _centre_box(height, width, crop_height, crop_width)
+
+
+def random_resized_crop(
+    rng: np.random.Generator, video: np.ndarray, size: int, scale: tuple[float, float]
+) -> np.ndarray:
+    """Crops the same random box out of every frame and resizes it: uint8 [T, h, w, 3] -> [T, size, size, 3].
+
+    A scale of (1, 1) draws nothing: it is `centre_crop`.
+    """
+    if tuple(scale) == (1.0, 1.0):
+        return centre_crop(video, size)
+    height, width = video.shape[1:3]
+    return crop_and_resize(video, random_crop_box(rng, height, width, scale), size)
+
+
+def centre_crop(video: np.ndarray, size: int) -> np.ndarray:
+    """Resizes the short side to `size` and keeps the middle: uint8 [T, h, w, 3] -> [T, size, size, 3].
+
+    Frames whose short side is `size` already are cut, not resampled.
+    """
+    height, width = video.shape[1:3]
+    short = min(height, width)
+    left, upper, right, lower = _centre_box(height, width, short, short)
+    if short == size:
+        return video[:, upper:lower, left:right]
+    return crop_and_resize(video, (left, upper, right, lower), size)
+
+
+def random_flip(rng: np.random.Generator, video: np.ndarray) -> np.ndarray:
+    """Mirrors all frames of the clip, left to right, with probability 1/2."""
+    return video[:, :, ::-1] if rng.random() < 0.5 else video
+
+
+def _centre_box(height: int, width: int, crop_height: int, crop_width: int) -> tuple[int, int, int, int]:
+    left, upper = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, upper, left + crop_width, upper + crop_height

@@ -1,0 +1,1 @@
+"""Named recipes and the entry points behind the `stgt` command."""

@@ -1,0 +1,99 @@
+"""The end of the demo: measures its model on the test clips, frames in order and out of order, and draws the report.
+
+`stgt report` runs it again on a finished demo, for instance after `stgt ablate --workdir WORKDIR/ablation`, whose table
+the page then shows.
+"""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipeline.config import DataConfig
+from data_pipeline.loader import eval_batches, num_examples
+from experiments.evaluate import retrieval
+from experiments.pictures import Pictures, collect_pictures
+from experiments.report import ReportInputs, read_curve, write_report
+from experiments.steps import read_json
+from stgt_jax.errors import STGTError
+from stgt_jax.eval.retrieval import RetrievalResult, format_time_order
+from stgt_jax.models.stgt import STGT
+from stgt_jax.train.checkpoint import load_config, load_params
+
+STAGES = ("stage1", "stage2")
+TEST_SPLIT = "test"
+BATCH = 32
+REPORT_NAME = "report.html"
+
+
+def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
+    """Writes WORKDIR/report.html from the folder of a demo whose second stage is trained.
+
+    Returns:
+      `RetrievalResult.to_dict` for "frames in order" and for "frames shuffled", and the text table of the time-order
+      control, "time_order_table".
+
+    Raises:
+      STGTError: the folder is not that of such a demo.
+    """
+    workdir = Path(workdir)
+    checkpoint, shards = workdir / STAGES[-1], workdir / "shards"
+    for folder in (checkpoint, shards):
+        if not folder.is_dir():
+            raise STGTError(f"'{workdir}' is no finished demo, it has no folder {folder.name}; run `stgt demo` first")
+    results = {
+        "frames in order": retrieval(checkpoint, shards, split=TEST_SPLIT),
+        "frames shuffled": retrieval(checkpoint, shards, split=TEST_SPLIT, shuffle_frames=True),
+    }
+    write_report(workdir / REPORT_NAME, _inputs(workdir, results))
+    figures: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}
+    return figures | {"time_order_table": format_time_order(results)}
+
+
+def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInputs:
+    config = load_config(workdir / STAGES[-1])
+    params = load_params(workdir / STAGES[-1], config)
+    data = DataConfig(
+        shards=str(workdir / "shards"), num_frames=config.graph.num_frames, image_size=config.vision.image_size
+    )
+    ablation = workdir / "ablation" / "ablation.json"
+    counts = {
+        "training clips": num_examples(data, "train"),
+        "test clips": num_examples(data, TEST_SPLIT),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        **_seconds(workdir),
+    }
+    return ReportInputs(
+        retrieval=results["frames in order"],
+        shuffled=results["frames shuffled"],
+        gallery=_gallery(data, results["frames in order"].video_ids),
+        pictures=_pictures(data, STGT(config), params),
+        curves={stage: read_curve(workdir / stage / "metrics.jsonl") for stage in STAGES},
+        ablation=read_json(ablation)["arms"] if ablation.exists() else {},
+        counts=counts,
+    )
+
+
+def _gallery(data: DataConfig, video_ids: tuple[str, ...]) -> np.ndarray:
+    """Returns the clips uint8 [V, T, H, W, 3] in the order of `video_ids`."""
+    clips: dict[str, np.ndarray] = {}
+    for batch in eval_batches(data, TEST_SPLIT, BATCH):
+        for video_id, video in zip(batch["video_id"], batch["video"], strict=True):
+            clips.setdefault(video_id, video)
+    return np.stack([clips[video_id] for video_id in video_ids])
+
+
+def _pictures(data: DataConfig, model: STGT, params: Any) -> Pictures | None:
+    batches = eval_batches(data, TEST_SPLIT, BATCH)
+    first = next(itertools.islice(batches, 1))
+    batches.close()  # type: ignore[attr-defined]  # a generator, whose reader stops here
+    return collect_pictures(model, params, first)
+
+
+def _seconds(workdir: Path) -> dict[str, str]:
+    """How long the demo's steps took, from the files they left."""
+    files = {name: workdir / "steps" / f"{name}.json" for name in ("clips", "shards", *STAGES)}
+    return {f"{name}, seconds": f"{read_json(file)['seconds']:.0f}" for name, file in files.items() if file.exists()}

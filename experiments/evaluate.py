@@ -1,0 +1,40 @@
+"""Evaluations of a checkpoint on a shard set: what `stgt eval` runs, and the last step of the demo and the ablation."""
+
+from pathlib import Path
+
+from data_pipeline.config import DataConfig
+from data_pipeline.loader import eval_batches
+from stgt_jax.eval.retrieval import RetrievalResult, evaluate_retrieval
+from stgt_jax.models.stgt import STGT
+from stgt_jax.train.checkpoint import load_config, load_params
+
+FRAME_SHUFFLE_SEED = 0
+
+
+def retrieval(
+    checkpoint: str | Path,
+    shards: str | Path,
+    *,
+    split: str = "test",
+    k_test: int = 32,
+    batch_size: int = 32,
+    shuffle_frames: bool = False,
+) -> RetrievalResult:
+    """Retrieval with the weights of a checkpoint over a whole split.
+
+    Args:
+      checkpoint: the folder of a training (its newest checkpoint) or of one checkpoint.
+      shards: shard set folder.
+      split: of the shard set.
+      k_test: candidates of each query that are re-ranked.
+      batch_size: clips encoded at a time.
+      shuffle_frames: the control for whether the model sees time: each clip's frames out of order.
+
+    Raises:
+      STGTError, DataError: no such checkpoint or shards.
+    """
+    config = load_config(checkpoint)
+    data = DataConfig(shards=str(shards), num_frames=config.graph.num_frames, image_size=config.vision.image_size)
+    seed = FRAME_SHUFFLE_SEED if shuffle_frames else None
+    batches = eval_batches(data, split, batch_size, shuffle_frames_seed=seed)
+    return evaluate_retrieval(STGT(config), load_params(checkpoint, config), batches, k_test=k_test)

@@ -1,0 +1,123 @@
+"""One stage of training from a recipe: the loader, the model and the validation brought together for `train`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data_pipeline.config import DataConfig
+from data_pipeline.loader import eval_batches, split_vocab_size, train_loader
+from data_pipeline.shards import VOCAB_NAME, list_splits, open_shards
+from experiments.options import apply_options, list_options, replace_options
+from experiments.recipes import Recipe, get_recipe
+from experiments.steps import Steps
+from stgt_jax.config import MeshConfig, ModelConfig
+from stgt_jax.errors import STGTError
+from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
+from stgt_jax.models.stgt import STGT
+from stgt_jax.sharding import batch_sharding, make_mesh
+from stgt_jax.train.loop import train
+
+TRAIN_SPLIT = "train"
+VALIDATION_SPLITS = ("validation", "val", "test")  # the first that the shard set has
+VALIDATION_BATCH = 32
+
+
+def pretrain(recipe: Recipe, workdir: str | Path, *, resume: bool = False) -> dict[str, float]:
+    """Trains the stage that `recipe` describes.
+
+    Args:
+      recipe: with data.shards set.
+      workdir: gets checkpoints, logs and metrics.
+      resume: go on from the newest checkpoint in `workdir`.
+
+    Returns:
+      The last step's losses and, named "validation/...", the last validation's scores.
+
+    Raises:
+      STGTError, DataError: no shards, or shards, weights or devices that do not fit the recipe.
+    """
+    recipe = fit_to_shards(recipe)
+    per_process, rest = divmod(recipe.train.batch_size, jax.process_count())
+    if rest:
+        raise STGTError(
+            f"train.batch_size={recipe.train.batch_size} does not divide by the {jax.process_count()} processes"
+        )
+    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    with train_loader(recipe.data, TRAIN_SPLIT, per_process, recipe.train.seed, **place) as loader:
+        evaluate = _validation(recipe.model, recipe.data, recipe.train.mesh)
+        return train(recipe.model, recipe.train, loader, workdir, resume=resume, evaluate=evaluate)
+
+
+def pretrain_step(steps: Steps, name: str, recipe: Recipe, workdir: Path) -> dict[str, float]:
+    """`pretrain` as a step of a longer run: goes on from the newest checkpoint if an earlier start was cut off."""
+    resume = (workdir / "checkpoints").exists()
+    title = f"training {name}, {recipe.train.num_steps} steps"
+    return steps.run(name, title, lambda: pretrain(recipe, workdir, resume=resume), output=workdir / "checkpoints")
+
+
+def fit_to_shards(recipe: Recipe) -> Recipe:
+    """Returns the recipe with its vocabulary taken from its shard set, where it says so, and refuses what can't fit.
+
+    Raises:
+      STGTError: data.shards is not set, or the shards have another vocabulary or longer captions than the model.
+      DataError: the shard set is missing or damaged.
+    """
+    if not recipe.data.shards:
+        raise STGTError("data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR")
+    settings = open_shards(recipe.data.shards, TRAIN_SPLIT).settings
+    words = Path(recipe.data.shards, VOCAB_NAME).read_text(encoding="utf-8").splitlines()
+    ours = {"vocab_size": split_vocab_size(recipe.data), "sep_token_id": words.index("[SEP]")}
+    if recipe.vocab_from_data:
+        recipe = replace_options(recipe, {f"model.qformer.{name}": value for name, value in ours.items()})
+    for name, value in ours.items():
+        wanted = getattr(recipe.model.qformer, name)
+        if wanted != value:
+            raise STGTError(
+                f"model.qformer.{name}={wanted}, but the vocabulary of data.shards='{recipe.data.shards}' makes it"
+                f" {value}; build the shards with the model's vocabulary (--vocab), or use --vocab_from_data true"
+            )
+    if settings.max_text_length > recipe.model.qformer.max_text_length:
+        raise STGTError(
+            f"model.qformer.max_text_length={recipe.model.qformer.max_text_length} is less than the"
+            f" {settings.max_text_length} tokens of a caption in data.shards='{recipe.data.shards}'"
+        )
+    return recipe
+
+
+def stage_recipe(name: str, options: Sequence[str], fixed: Mapping[str, Any]) -> Recipe:
+    """Returns a named recipe with the user's options, then the `fixed` ones that the calling command sets itself.
+
+    Raises:
+      STGTError: an option that can't be applied, or one of the fixed ones.
+    """
+    recipe = get_recipe(name)
+    changed = apply_options(recipe, options)
+    before, after = list_options(recipe), list_options(changed)
+    for option in fixed:
+        if before[option] != after[option]:
+            raise STGTError(f"--{option} is set by this command itself; leave it out, or use `stgt pretrain`")
+    return replace_options(changed, fixed)
+
+
+def _validation(
+    model_config: ModelConfig, data: DataConfig, mesh: MeshConfig
+) -> Callable[[Any], dict[str, float]] | None:
+    """Returns the function from parameters to retrieval scores on the validation clips; None where there are none."""
+    split = next((name for name in VALIDATION_SPLITS if name in list_splits(data.shards)), None)
+    if split is None:
+        return None
+    model, sharding = STGT(model_config), batch_sharding(make_mesh(mesh))
+    ways = sharding.num_devices
+    batch_size = -(-VALIDATION_BATCH // ways) * ways
+
+    def evaluate(params: Any) -> dict[str, float]:
+        batches = eval_batches(data, split, batch_size)
+        # One candidate a query: re-ranking takes most of the time, and similarity alone tells how training goes.
+        result = evaluate_retrieval(model, params, batches, k_test=1, rerank_batch_size=batch_size, sharding=sharding)
+        time_order = time_order_metrics(result)["similarity"]
+        twins = {"twin_accuracy": time_order["twin_accuracy"]} if time_order["num_texts"] else {}
+        return result.metrics | twins
+
+    return evaluate

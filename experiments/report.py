@@ -1,0 +1,324 @@
+"""The report: one self-contained HTML page with the figures and the pictures of a run, readable on a phone.
+
+`write_report` draws what `ReportInputs` holds; a part without its input is left out. Nothing on the page is loaded from
+elsewhere: pictures are inline PNGs, the style is a few lines of CSS.
+"""
+
+import base64
+import html
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.pictures import (
+    Pictures,
+    draw_adjacency,
+    draw_curves,
+    draw_edges,
+    draw_similarity,
+    film_strip,
+)
+from stgt_jax.errors import STGTError
+from stgt_jax.eval.metrics import RECALLS
+from stgt_jax.eval.retrieval import RetrievalResult, time_order_metrics
+
+NUM_QUERIES = 6
+NUM_HITS = 5
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What a report is drawn from; only `retrieval` is needed."""
+
+    retrieval: RetrievalResult
+    shuffled: RetrievalResult | None = None  # the same gallery with every clip's frames out of order
+    gallery: np.ndarray | None = None  # [V, T, H, W, 3] uint8, the clips in the order of retrieval.video_ids
+    pictures: Pictures | None = None
+    curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)  # stage -> `read_curve`
+    ablation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arm -> `RetrievalResult.to_dict`
+    counts: Mapping[str, Any] = field(default_factory=dict)  # of the data and the run: label -> number or text
+    title: str = "STGT: video-language alignment with a spatio-temporal graph"
+
+
+def write_report(path: str | Path, inputs: ReportInputs) -> Path:
+    """Writes the page to `path` and returns it.
+
+    Raises:
+      STGTError: the gallery's clips are not those of the retrieval result.
+    """
+    if inputs.gallery is not None and len(inputs.gallery) != len(inputs.retrieval.video_ids):
+        raise STGTError(
+            f"gallery holds {len(inputs.gallery)} clips, the retrieval result {len(inputs.retrieval.video_ids)};"
+            " give the clips in the order of its video_ids"
+        )
+    sections = (
+        _summary(inputs),
+        _retrieval(inputs.retrieval),
+        _time_order(inputs),
+        _top_hits(inputs),
+        _graph(inputs.pictures),
+        _similarities(inputs),
+        _curves(inputs),
+        _ablation(inputs.ablation),
+        _counts(inputs.counts),
+    )
+    title = html.escape(inputs.title)
+    page = _PAGE.format(title=title, style=_STYLE, body="\n".join(section for section in sections if section))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def read_curve(path: str | Path) -> list[dict[str, float]]:
+    """Returns the lines of a training's metrics.jsonl.
+
+    Raises:
+      STGTError: the file is missing or holds something else.
+    """
+    try:
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise STGTError(f"'{path}' cannot be read as the metrics of a training ({error})") from error
+
+
+def _summary(inputs: ReportInputs) -> str:
+    result, metrics = inputs.retrieval, inputs.retrieval.reranked_metrics
+    chance = 100.0 / len(result.video_ids)
+    tiles = [
+        ("text to video R@1", f"{metrics['t2v_r1']:.1f} %", f"re-ranked; chance {chance:.1f} %"),
+        ("video to text R@1", f"{metrics['v2t_r1']:.1f} %", "re-ranked"),
+    ]
+    order = time_order_metrics(result)["similarity"]
+    if order["num_texts"]:
+        below = f"chance {order['twin_chance']:.0f} %"
+        if inputs.shuffled is not None:
+            shuffled = time_order_metrics(inputs.shuffled)["similarity"]
+            below = f"frames shuffled {shuffled['twin_accuracy']:.1f} %, {below}"
+        tiles.append(("told from their time twins", f"{order['twin_accuracy']:.1f} %", below))
+    tiles.append(("gallery", f"{len(result.video_ids)} clips", f"{len(result.captions)} captions"))
+    cells = (f"<div class='tile'><p>{a}</p><strong>{b}</strong><p>{c}</p></div>" for a, b, c in tiles)
+    return f"<div class='tiles'>{''.join(cells)}</div>"
+
+
+def _retrieval(result: RetrievalResult) -> str:
+    heads = ["", *(f"R@{k}" for k in RECALLS), "median rank", "mean rank"]
+    rows = []
+    for direction, key in (("text to video", "t2v"), ("video to text", "v2t")):
+        for name, metrics in (("", result.metrics), (", re-ranked", result.reranked_metrics)):
+            values = [*(f"{key}_r{k}" for k in RECALLS), f"{key}_median_rank", f"{key}_mean_rank"]
+            rows.append([direction + name, *(metrics[value] for value in values)])
+    note = (
+        f"Recalls in percent over a gallery of {len(result.video_ids)} clips and {len(result.captions)} captions. Ties"
+        f" count against the model. Re-ranked: the {result.k_test} most similar candidates of each query are scored by"
+        " similarity + P(match); the right one counts as the last where it is not among them."
+    )
+    return _section("Retrieval", note, _table(heads, rows))
+
+
+def _time_order(inputs: ReportInputs) -> str:
+    order = time_order_metrics(inputs.retrieval)
+    if not order["similarity"]["num_texts"]:
+        return ""
+    named = {"frames in order": order}
+    if inputs.shuffled is not None:
+        named["frames shuffled"] = time_order_metrics(inputs.shuffled)
+    rows = []
+    for name, metrics in named.items():
+        for how, suffix in (("similarity", ""), ("reranked", ", re-ranked")):
+            rows.append([name + suffix, metrics[how]["twin_accuracy"], metrics[how]["t2v_r1"]])
+    note = (
+        f"{order['similarity']['num_texts']} captions have a twin: a caption of another clip that differs only in time"
+        " order (left to right, or right to left). How often does a clip score its own caption above every twin?"
+        f" Guessing reaches {order['similarity']['twin_chance']:.0f} %. R@1 is text to video on the same captions,"
+        " against the whole gallery. With its frames shuffled a clip no longer tells them apart, unless the model"
+        " looks at something else than time."
+    )
+    return _section("Does it see time?", note, _table(["", "own before twins", "R@1"], rows))
+
+
+def _top_hits(inputs: ReportInputs) -> str:
+    if inputs.gallery is None:
+        return ""
+    result, blocks = inputs.retrieval, []
+    for text in _queries(result):
+        scores = result.text_to_video[:, text]
+        hits = []
+        for rank, video in enumerate(np.argsort(-scores, kind="stable")[: min(NUM_HITS, result.k_test)], start=1):
+            right = video == result.video_of_text[text]
+            name = html.escape(result.video_ids[video])
+            label = f"{rank}{' ✓' if right else ''} · {name} · {scores[video]:.2f}"
+            image = _image(film_strip(inputs.gallery[video]), f"rank {rank}: frames of {name}")
+            hits.append(
+                f"<figure class='hit{' right' if right else ''}'>{image}<figcaption>{label}</figcaption></figure>"
+            )
+        caption = html.escape(result.captions[text])
+        blocks.append(f"<h3>“{caption}”</h3><div class='hits'>{''.join(hits)}</div>")
+    note = (
+        f"The {NUM_HITS} best clips of {len(blocks)} captions taken evenly from the gallery, not by success, with"
+        " their re-ranked scores. The right clip is framed green."
+    )
+    return _section("Retrieved clips", note, *blocks)
+
+
+def _queries(result: RetrievalResult) -> np.ndarray:
+    """Captions at even steps through the gallery, those with a time twin first so that both kinds have their share."""
+    order = np.argsort([not group for group in result.groups], kind="stable")
+    return order[np.unique(np.linspace(0, len(order) - 1, NUM_QUERIES).round().astype(int))]
+
+
+def _graph(pictures: Pictures | None) -> str:
+    if pictures is None:
+        return ""
+    num_frames = pictures.video.shape[1]
+    blocks = []
+    for video, weights, caption in zip(pictures.video, pictures.adjacency, pictures.captions, strict=True):
+        kept = 100.0 * np.count_nonzero(weights) / _pairs_in_band(weights.shape[0], num_frames)
+        image = _image(draw_edges(video, weights), f"graph edges over the frames of: {html.escape(caption)}")
+        blocks.append(
+            f"<h3>“{html.escape(caption)}”</h3><div class='wide'>{image}</div>"
+            f"<p class='note'>{kept:.0f} % of the pairs within a frame or of neighbouring frames are edges.</p>"
+        )
+    note = (
+        "Every patch is a node, joined to the patches of its own and the neighbouring frames that it resembles. Still"
+        " background resembles itself everywhere, so shown are the patches of each frame that change most, and their"
+        " two strongest edges into the next frame."
+    )
+    maps = "".join(
+        f"<figure>{_image(draw_adjacency(weights, num_frames), 'adjacency heat map')}"
+        f"<figcaption>“{html.escape(caption)}”</figcaption></figure>"
+        for weights, caption in list(zip(pictures.adjacency, pictures.captions, strict=True))[:2]
+    )
+    map_note = (
+        "The same graphs whole: each square is one frame's patches against another's; beyond the band is no edge."
+    )
+    return _section("The graph between frames", note, *blocks) + _section(
+        "Adjacency", map_note, f"<div class='pair'>{maps}</div>"
+    )
+
+
+def _pairs_in_band(nodes: int, num_frames: int) -> int:
+    return (3 * num_frames - 2) * (nodes // num_frames) ** 2
+
+
+def _similarities(inputs: ReportInputs) -> str:
+    named = {"frames in order": inputs.retrieval.similarity}
+    if inputs.shuffled is not None:
+        named["frames shuffled"] = inputs.shuffled.similarity
+    values = np.concatenate([scores.ravel() for scores in named.values()])
+    limits = float(values.min()), float(values.max())
+    figures = "".join(
+        f"<figure>{_image(draw_similarity(scores, limits), f'video-text similarities, {name}')}"
+        f"<figcaption>{name}</figcaption></figure>"
+        for name, scores in named.items()
+    )
+    note = "Every clip against every caption, in the gallery's order. A clip's own caption lies on the diagonal."
+    return _section("Video-text similarity", note, f"<div class='pair'>{figures}</div>")
+
+
+def _curves(inputs: ReportInputs) -> str:
+    if not inputs.curves:
+        return ""
+    note = "Single steps faint, their running mean on top. Stages follow one another."
+    return _section(
+        "Training", note, f"<div class='wide'>{_image(draw_curves(inputs.curves), 'training curves')}</div>"
+    )
+
+
+def _ablation(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    if not arms:
+        return ""
+    rows = []
+    for name, figures in arms.items():
+        plain, reranked = figures["similarity"], figures["reranked"]
+        twins = figures["time_order"]["similarity"]["twin_accuracy"]
+        rows.append([name, plain["t2v_r1"], plain["t2v_r5"], plain["v2t_r1"], reranked["t2v_r1"], twins])
+    heads = ["", "text to video R@1", "R@5", "video to text R@1", "re-ranked text to video R@1", "own before twins"]
+    note = "The same steps of training for every arm. One run each: small differences are noise."
+    return _section("Ablation", note, _table(heads, rows))
+
+
+def _counts(counts: Mapping[str, Any]) -> str:
+    if not counts:
+        return ""
+    return _section("Data and run", "", _table([], [[label, value] for label, value in counts.items()]))
+
+
+def _section(title: str, note: str, *blocks: str) -> str:
+    intro = f"<p class='note'>{note}</p>" if note else ""
+    return f"<section><h2>{title}</h2>{intro}{''.join(blocks)}</section>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    head = f"<thead><tr>{''.join(f'<th>{cell}</th>' for cell in heads)}</tr></thead>" if heads else ""
+    body = "".join(
+        f"<tr><th>{html.escape(str(first))}</th>{''.join(f'<td>{_cell(value)}</td>' for value in rest)}</tr>"
+        for first, *rest in rows
+    )
+    return f"<div class='wide'><table>{head}<tbody>{body}</tbody></table></div>"
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.1f}" if isinstance(value, float) else html.escape(str(value))
+
+
+def _image(png: bytes, description: str) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{description}">'
+
+
+_STYLE = """
+:root { color-scheme: light; --ink: #243240; --faint: #616e7c; --line: #e4e7eb; --green: #2f855a; --blue: #2b6cb0; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f5f7fa; color: var(--ink); font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 64px; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 8px 0 20px; }
+h2 { font-size: 1.15rem; margin: 0 0 4px; }
+h3 { font-size: .95rem; font-weight: 600; margin: 20px 0 8px; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 20px; margin: 16px 0; }
+.note { color: var(--faint); font-size: .88rem; margin: 0 0 12px; max-width: 46rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 12px; }
+.tile { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
+.tile { border-top: 3px solid var(--blue); }
+.tile p { margin: 0; color: var(--faint); font-size: .82rem; }
+.tile strong { font-size: 1.7rem; line-height: 1.3; }
+.wide { overflow-x: auto; }
+.wide > img { min-width: 720px; }
+img { display: block; width: 100%; height: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child { text-align: left; padding-left: 0; font-weight: 500; min-width: 9.5rem; }
+thead th { color: var(--faint); font-weight: 500; font-size: .82rem; vertical-align: bottom; }
+figure { margin: 0; }
+figcaption { color: var(--faint); font-size: .78rem; padding-top: 2px; overflow-wrap: anywhere; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 20px; }
+.pair figure { max-width: 560px; }
+.hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 10px; }
+.hit { border: 3px solid var(--line); border-radius: 8px; padding: 4px; }
+.hit.right { border-color: var(--green); }
+.hit.right figcaption { color: var(--green); font-weight: 600; }
+@media (max-width: 600px) { section { padding: 14px; } main { padding: 12px 8px 40px; } th, td { padding: 6px 8px; } }
+"""
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+</body>
+</html>
+"""

@@ -1,0 +1,1 @@
+"""Weights of other implementations -> our parameter tree, and back."""

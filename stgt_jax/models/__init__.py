@@ -1,0 +1,1 @@
+"""The model, part by part: vit -> graph_transformer -> qformer -> stgt, the whole."""

@@ -1,0 +1,123 @@
+"""Spatio-temporal graph transformer: frame tokens enriched over neighbouring frames, then condensed (paper section 3.2,
+SPEC section 2).
+
+[B, T, L, D] ViT tokens -> [B, M, D]; M = T * (1 + 2G) for a video, L for an image. All LayerNorms have float32 statistics.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+
+from stgt_jax.config import GraphConfig
+from stgt_jax.models.layers import ResidualAttentionBlock, layer_norm, stack
+from stgt_jax.ops.graph_attention import graph_attention
+
+
+class GraphAttention(nn.Module):
+    """Linear projections around `ops.graph_attention`; no residual. [B, N, D] -> [B, N, D]."""
+
+    config: GraphConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, nodes: jax.Array, num_frames: int, train: bool) -> jax.Array:
+        config, width = self.config, nodes.shape[-1]
+        query, key, value = (
+            rearrange(nn.Dense(width, dtype=self.dtype, name=name)(nodes), "b n (h d) -> b n h d", h=config.num_heads)
+            for name in ("query", "key", "value")
+        )
+        y = graph_attention(
+            query,
+            key,
+            value,
+            nodes,
+            num_frames=num_frames,
+            sim_threshold=config.sim_threshold,
+            weighted=config.variant == "full",
+            dropout_rate=config.dropout,
+            dropout_rng=self.make_rng("dropout") if train and config.dropout > 0.0 else None,
+        )
+        return nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "b n h d -> b n (h d)"))
+
+
+class GraphBlock(nn.Module):
+    """Global tokens across frames, local tokens over the graph, then all tokens within their frame.
+
+    [B, T, L, D] -> ([B, T, L, D], {"local_tokens", "graph_attention"}: what graph attention took and gave, [B, N, D]).
+    """
+
+    config: GraphConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        batch, num_frames = x.shape[:2]
+        x = nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(x)
+
+        cross_frame = ResidualAttentionBlock(self.config.num_heads, self.dtype, name="cross_frame_attention")
+        global_tokens = cross_frame(cross_frame(x[:, :, 0]))  # [B, T, D], twice with the same weights
+
+        local_tokens = rearrange(x[:, :, 1:], "b t p d -> b (t p) d")
+        attended = GraphAttention(self.config, self.dtype, name="graph_attention")(local_tokens, num_frames, train)
+
+        y = rearrange(attended, "b (t p) d -> b t p d", t=num_frames)
+        y = jnp.concatenate([global_tokens[:, :, None], y], axis=2)
+        y = rearrange(y, "b t l d -> (b t) l d")
+        y = ResidualAttentionBlock(self.config.num_heads, self.dtype, name="within_frame_attention")(y)
+        y = rearrange(y, "(b t) l d -> b t l d", b=batch)
+        return y, {"local_tokens": local_tokens, "graph_attention": attended}
+
+
+class GraphTransformer(nn.Module):
+    """[B, T, L, D] -> ([B, M, D], {"local_tokens", "graph_attention"} of every block, [layers, B, N, D])."""
+
+    config: GraphConfig
+    dtype: jnp.dtype
+    scan: bool
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        num_frames, tokens, width = x.shape[1:]
+        time_embed = self.param("time_embed", nn.initializers.normal(0.02), (self.config.num_frames, width))
+        # Loaded from checkpoints as it is, never trained (SPEC section 2).
+        pos_2d_embed = self.param("pos_2d_embed", lambda _: sincos_2d(math.isqrt(tokens - 1), width))
+        x = x + _resample_rows(time_embed, num_frames)[:, None].astype(self.dtype)
+        x = x + jax.lax.stop_gradient(pos_2d_embed).astype(self.dtype)
+
+        blocks = stack(GraphBlock, self.config.num_layers, scan=self.scan, remat=self.remat, in_axes=())
+        x, intermediates = blocks(self.config, self.dtype, name="blocks")(x, train)
+
+        x = layer_norm(1e-5, self.dtype, "ln_post")(condense(x))
+        return nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")(x), intermediates
+
+
+def condense(x: jax.Array) -> jax.Array:
+    """Per frame [global, maxima over rows (one a column), maxima over columns (one a row)]; an image keeps its tokens.
+
+    [B, T, L, D] -> [B, T * (1 + 2G), D], or [B, L, D] where T == 1.
+    """
+    if x.shape[1] == 1:
+        return x[:, 0]
+    local_tokens = rearrange(x[:, :, 1:], "b t (row col) d -> b t row col d", row=math.isqrt(x.shape[2] - 1))
+    x = jnp.concatenate([x[:, :, :1], local_tokens.max(axis=2), local_tokens.max(axis=3)], axis=2)
+    return rearrange(x, "b t l d -> b (t l) d")
+
+
+def sincos_2d(grid: int, width: int) -> jax.Array:
+    """The fixed 2D table [1 + grid^2, width]: zeros for the global token, then [column | row], each [sin | cos]."""
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width / 4))  # [D/4]
+    angles = np.arange(grid)[:, None] * frequencies  # [G, D/4]
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # [G, D/2]
+    rows, columns = np.divmod(np.arange(grid**2), grid)
+    table = np.concatenate([axis[columns], axis[rows]], axis=1)
+    return jnp.asarray(np.concatenate([np.zeros((1, width)), table]), jnp.float32)
+
+
+def _resample_rows(table: jax.Array, num_rows: int) -> jax.Array:
+    """Nearest-neighbour resampling, row floor(i * len / num_rows): [T_max, D] -> [T, D]."""
+    return table[np.arange(num_rows) * table.shape[0] // num_rows]

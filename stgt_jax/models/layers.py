@@ -1,0 +1,110 @@
+"""The layers that more than one part of the model is made of.
+
+Letters: B any batch, S sequence, D width. Parameters are float32; `dtype` is that of the computation.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from stgt_jax.ops.attention import attention
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), CLIP's approximation of GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def layer_norm(epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics, in the two-pass form: E[x^2] - E[x]^2 cancels where the mean is large."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def stack(block: type[nn.Module], length: int, *, scan: bool, remat: bool, in_axes: tuple) -> Callable[..., nn.Module]:
+    """Repeats a block `length` times, its parameters stacked along a leading layer axis.
+
+    `block.__call__(carry, *inputs, train)` returns (carry, output); `in_axes` says for each of `inputs` whether it
+    has a layer axis (0) or is the same for all layers (nn.broadcast). The parameters have one layout and the results
+    are the same whether the layers run as a loop (`scan`) or unrolled, recomputed in the backward pass (`remat`) or not.
+    """
+    if remat:
+        block = nn.remat(block, prevent_cse=not scan, static_argnums=(len(in_axes) + 2,))
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(*in_axes, nn.broadcast),
+        length=length,
+        unroll=1 if scan else length,
+    )
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention from `x` to `context` (to itself where None), with projections.
+
+    [B, S, D], [B, K, any] -> [B, S, D]; `mask` broadcasts to [B, heads, S, K], False hides a key.
+    """
+
+    num_heads: int
+    dtype: jnp.dtype
+    dropout: float = 0.0
+    key_bias: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        context = x if context is None else context
+        width = x.shape[-1]
+
+        def heads(name: str, y: jax.Array, use_bias: bool = True) -> jax.Array:
+            y = nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)(y)
+            return rearrange(y, "b s (h d) -> b s h d", h=self.num_heads)
+
+        use_dropout = train and self.dropout > 0.0
+        y = attention(
+            heads("query", x),
+            heads("key", context, self.key_bias),
+            heads("value", context),
+            mask=mask,
+            dropout_rate=self.dropout,
+            dropout_rng=self.make_rng("dropout") if use_dropout else None,
+        )
+        return nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "b s h d -> b s (h d)"))
+
+
+class MlpBlock(nn.Module):
+    """Two linear layers with an activation between: [..., D] -> [..., D]."""
+
+    mlp_dim: int
+    activation: Callable[[jax.Array], jax.Array]
+    dtype: jnp.dtype
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        y = self.activation(nn.Dense(self.mlp_dim, dtype=self.dtype, name="up")(x))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(y)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """CLIP's pre-norm block: x += MHA(ln_1(x)); x += MLP(ln_2(x)), QuickGELU, hidden width 4D. [B, S, D] -> the same."""
+
+    num_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = layer_norm(1e-5, self.dtype, "ln_1")(x)
+        x = x + MultiHeadAttention(self.num_heads, self.dtype, name="attention")(y)
+        y = layer_norm(1e-5, self.dtype, "ln_2")(x)
+        return x + MlpBlock(4 * x.shape[-1], quick_gelu, self.dtype, name="mlp")(y)

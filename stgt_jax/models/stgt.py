@@ -1,0 +1,136 @@
+"""STGT, the whole: ViT -> graph transformer -> Q-Former, and the heads that align video with text (paper Figure 1).
+
+Letters: B videos, T frames, L tokens per frame, D vision width, M graph tokens, Q queries, H Q-Former width, S text length,
+E alignment width, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from stgt_jax.config import ModelConfig
+from stgt_jax.models.graph_transformer import GraphTransformer
+from stgt_jax.models.layers import layer_norm
+from stgt_jax.models.qformer import QFormer
+from stgt_jax.models.vit import VisionTransformer
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class STGT(nn.Module):
+    """The model. Call its methods through `model.apply({"params": params}, ..., method="encode_video")`.
+
+    With `train=True` the methods draw dropout from the rng stream "dropout".
+    """
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        loop = {"dtype": dtype, "scan": config.scan_layers, "remat": config.remat}
+        self.vision = VisionTransformer(config.vision, **loop)
+        if config.graph.variant != "none":
+            self.graph = GraphTransformer(config.graph, **loop)
+        self.ln_vision = layer_norm(1e-5, dtype)
+        self.qformer = QFormer(config.qformer, **loop)
+        self.vision_proj = nn.Dense(config.embed_dim, dtype=dtype)
+        self.text_proj = nn.Dense(config.embed_dim, dtype=dtype)
+        self.itm_head = nn.Dense(2, dtype=dtype)
+        self.temperature = self.param("temperature", nn.initializers.constant(config.temperature), ())
+
+    def __call__(self, video: jax.Array, input_ids: jax.Array, attention_mask: jax.Array) -> dict[str, Any]:
+        """Runs every method once, so that `init` makes every parameter; takes equally many videos and texts."""
+        out = self.encode_video(video) | self.encode_text(input_ids, attention_mask)
+        out["match_logits"] = self.match(out["graph_tokens"], input_ids, attention_mask)
+        out["decode_logits"] = self.decode(out["query_cache"], input_ids, attention_mask)
+        return out
+
+    def encode_video(self, video: jax.Array, *, train: bool = False) -> dict[str, Any]:
+        """Encodes videos, or images as videos of one frame.
+
+        Args:
+          video: [B, T, height, width, 3], uint8 or floating and then already normalised with CLIP's mean and std.
+          train: dropout and stochastic depth on.
+
+        Returns:
+          vit_tokens [B, T, L, D]; graph_tokens [B, M, D], what `match` takes; local_tokens and graph_attention
+          [layers, B, N, D], the nodes of each graph block and what its attention gave (absent without the graph
+          module); query_states [B, Q, H]; video_embed [B, Q, E], float32 of norm 1; query_cache for `decode`.
+        """
+        frames = rearrange(normalize_frames(video, self.ln_vision.dtype), "b t h w c -> (b t) h w c")
+        vit_tokens = rearrange(self.vision(frames, train=train), "(b t) l d -> b t l d", b=video.shape[0])
+        if self.config.graph.variant == "none":
+            graph_tokens, intermediates = vit_tokens.mean(axis=1), {}
+        else:
+            graph_tokens, intermediates = self.graph(vit_tokens, train=train)
+        query_states, query_cache = self.qformer.encode_queries(self.ln_vision(graph_tokens), train=train)
+        return intermediates | {
+            "vit_tokens": vit_tokens,
+            "graph_tokens": graph_tokens,
+            "query_states": query_states,
+            "video_embed": _normalize(self.vision_proj(query_states)),
+            "query_cache": query_cache,
+        }
+
+    def encode_text(
+        self, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
+    ) -> dict[str, jax.Array]:
+        """Encodes captions, ids and mask [B, S] -> text_state [B, H] of [CLS]; text_embed [B, E], float32 of norm 1."""
+        text_state = self.qformer.encode_text(input_ids, attention_mask, train=train)[:, 0]
+        return {"text_state": text_state, "text_embed": _normalize(self.text_proj(text_state))}
+
+    def match(
+        self, graph_tokens: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
+    ) -> jax.Array:
+        """Scores pairs of a video and a text: [B, M, D], [B, S], [B, S] -> logits [B, 2] float32; class 1 is a match."""
+        states = self.qformer.match(self.ln_vision(graph_tokens), input_ids, attention_mask, train=train)
+        return self.itm_head(states).astype(jnp.float32).mean(axis=1)
+
+    def decode(
+        self, query_cache: Any, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
+    ) -> jax.Array:
+        """Next-token logits of captions that start with [DEC]: ids and mask [B, S] -> [B, S, V] float32."""
+        return self.qformer.decode(query_cache, input_ids, attention_mask, train=train)
+
+
+def normalize_frames(video: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """uint8 frames [..., 3] in CLIP's normalisation; floating ones pass as they are."""
+    if video.dtype != jnp.uint8:
+        return video.astype(dtype)
+    scaled = video.astype(jnp.float32) / 255.0
+    return ((scaled - jnp.asarray(CLIP_MEAN)) / jnp.asarray(CLIP_STD)).astype(dtype)
+
+
+def generate(model: STGT, params: Any, query_cache: Any, *, max_length: int) -> jax.Array:
+    """Greedy captions.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      query_cache: of `encode_video` for B videos.
+      max_length: S, tokens at most, [DEC] included.
+
+    Returns:
+      ids [B, S] int32: [DEC], the caption, [SEP], then padding.
+    """
+    config = model.config.qformer
+    batch = jax.tree.leaves(query_cache)[0].shape[-3]
+    ids = jnp.full((batch, max_length), config.pad_token_id, jnp.int32).at[:, 0].set(config.dec_token_id)
+
+    def step(i, carry):
+        ids, ended = carry
+        mask = jnp.broadcast_to(jnp.arange(max_length) < i, ids.shape)
+        logits = model.apply({"params": params}, query_cache, ids, mask, method="decode")
+        token = jnp.where(ended, config.pad_token_id, logits[:, i - 1].argmax(axis=-1)).astype(jnp.int32)
+        return ids.at[:, i].set(token), ended | (token == config.sep_token_id)
+
+    return jax.lax.fori_loop(1, max_length, step, (ids, jnp.zeros(batch, bool)))[0]
+
+
+def _normalize(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

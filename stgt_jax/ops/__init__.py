@@ -1,0 +1,1 @@
+"""Array functions without parameters: the attention kernels the models are made of."""

@@ -1,0 +1,97 @@
+"""How arrays lie on the devices: one mesh of three axes, one rule for batches, one table of rules for parameters.
+
+`data` copies the parameters and splits the batch, `fsdp` splits both, `tensor` splits the parameters within a matrix
+product. A layout never changes a result, it only decides where the numbers are computed.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from stgt_jax.config import MeshConfig
+from stgt_jax.errors import STGTError
+
+# Name of a parameter -> mesh axes of its trailing dimensions; the first pattern found decides. Leading dimensions, such
+# as the layer axis of stacked blocks, stay whole; a parameter without a rule (norms, biases, tables) every device holds.
+# Products into a wide space split their columns, those back into the residual stream their rows: then the activations
+# between the two need no exchange.
+RULES = (
+    (r"/patch_embed/kernel$", (None, None, None, "fsdp")),  # height, width, colour, D
+    (r"/embedding$", ("tensor", "fsdp")),  # words, H
+    (r"/(out|down)/kernel$", ("tensor", "fsdp")),
+    (r"/kernel$", ("fsdp", "tensor")),  # in, out
+)
+MIN_SHARDED_SIZE = 1024  # elements a layer; below it splitting costs more than it saves
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arranges `devices` (default: all of them) in a mesh of axes (data, fsdp, tensor).
+
+    Raises STGTError if the axes of `config` do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    if -1 in sizes:
+        rest = len(devices) // -int(np.prod(sizes))  # the product is minus that of the other axes
+        sizes[sizes.index(-1)] = max(1, rest)
+    if int(np.prod(sizes)) != len(devices):
+        raise STGTError(
+            f"mesh: data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} makes"
+            f" {' x '.join(map(str, sizes))} = {int(np.prod(sizes))} devices but there are {len(devices)};"
+            " choose axes that multiply to it, or -1 for one of them"
+        )
+    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The layout of what every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The layout of a batch: its first dimension over the axes data and fsdp."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts this process' part of a batch on its devices; the arrays returned are the global batch, [B, ...] each."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def param_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Returns the NamedSharding of every leaf by `RULES`.
+
+    Args:
+      tree: anything with leaves of a `shape`, named by their path: parameters, or a train state, whose optimizer
+        moments end in the names of their parameters and so lie where those do.
+      mesh: of `make_mesh`.
+    """
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, _spec(name, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    wanted = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
+    leading, dims = shape[: len(shape) - len(wanted)], shape[len(shape) - len(wanted) :]
+    if not wanted or len(dims) < len(wanted) or np.prod(dims) < MIN_SHARDED_SIZE:
+        return P()
+    placed: list[tuple[str, ...]] = [()] * len(dims)
+    parts = [1] * len(dims)
+    for axis in filter(None, wanted):
+        # The dimension the rule names, then one still whole, then the wider: the first that divides.
+        order = sorted(range(len(dims)), key=lambda d: (wanted[d] != axis, parts[d], -dims[d]))
+        fitting = [d for d in order if dims[d] % (parts[d] * mesh.shape[axis]) == 0]
+        if fitting and mesh.shape[axis] > 1:
+            placed[fitting[0]] += (axis,)
+            parts[fitting[0]] *= mesh.shape[axis]
+    return P(*[None] * len(leading), *[axes or None for axes in placed])

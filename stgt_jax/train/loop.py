@@ -1,0 +1,158 @@
+"""The training loop: one stage, from random or given weights to its last checkpoint.
+
+It waits for the device only to validate or save: the metrics of a step are fetched while the next one runs. Steps count
+from 1, so that step n, line n of metrics.jsonl and checkpoint n all speak of the n-th update.
+"""
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from stgt_jax.config import ModelConfig, TrainConfig
+from stgt_jax.errors import STGTError
+from stgt_jax.models.stgt import STGT
+from stgt_jax.sharding import make_mesh, shard_batch
+from stgt_jax.train.checkpoint import Checkpoints, PathLike, load_params, save_config
+from stgt_jax.train.log import RunLog
+from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
+from stgt_jax.train.step import Metrics, make_train_step
+
+Evaluate = Callable[[Any], Mapping[str, float]]
+
+
+class TrainIterator(Protocol):
+    """The training data of this process, without end."""
+
+    def __next__(self) -> Mapping[str, np.ndarray]: ...
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+def train(
+    model_config: ModelConfig,
+    config: TrainConfig,
+    train_iterator: TrainIterator,
+    workdir: PathLike,
+    *,
+    resume: bool = False,
+    evaluate: Evaluate | None = None,
+    initial_params: Any = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, float]:
+    """Trains one stage.
+
+    Args:
+      model_config: of the model.
+      config: of the training.
+      train_iterator: gives this process' part of each batch: video [B, T, H, W, 3] uint8, input_ids [B, S] int32,
+        attention_mask [B, S] int32. Its state (bytes or JSON) is saved with every checkpoint.
+      workdir: where checkpoints, metrics.jsonl, TensorBoard logs and config.json go.
+      resume: go on from the newest checkpoint in `workdir`; the steps that follow are those of an uninterrupted run.
+      evaluate: validation, from the whole parameter tree to metrics; the best checkpoint is that of the highest t2v_r1.
+      initial_params: parameter tree to start from, instead of `config.initial_weights` or random parameters.
+      devices: to train on; by default all.
+
+    Returns:
+      The metrics of the last step and, named "validation/...", of the last validation. Raises STGTError for a workdir
+      in use, weights that do not fit the model, data that ends, and a loss that is not finite.
+    """
+    mesh, model, workdir = make_mesh(config.mesh, devices), STGT(model_config), epath.Path(workdir)
+    train_step = make_train_step(model, config, mesh)
+    with contextlib.closing(Checkpoints(workdir, config.keep_last)) as checkpoints:
+        _check_workdir(workdir, checkpoints.latest_step, resume)
+        state, loader_state = _first_state(model, config, mesh, checkpoints, initial_params)
+        if loader_state is not None:
+            train_iterator.set_state(loader_state)
+        save_config(workdir, model=model_config, train=config)
+        start = int(state.step)
+        with RunLog(workdir, start, config) as log:
+            running = None  # the step on the device, and its metrics to come
+            for step in range(start + 1, config.num_steps + 1):
+                batch = shard_batch(_next_batch(train_iterator, step), mesh)
+                state, metrics = train_step(state, batch)
+                if running:
+                    _settle(*running, log, checkpoints)
+                running = step, metrics
+                validates = evaluate is not None and _is_due(step, config.eval_every, config)
+                if validates or _is_due(step, config.checkpoint_every, config):
+                    _settle(*running, log, checkpoints)
+                    running = None
+                    validation = _validate(evaluate, state, step, log) if validates else {}
+                    _save(step, state, train_iterator.get_state(), validation, checkpoints)
+            return log.final
+
+
+def _check_workdir(workdir: epath.Path, newest: int | None, resume: bool) -> None:
+    if newest is not None and not resume:
+        raise STGTError(f"{workdir}: has checkpoints (the newest of step {newest}); use --resume or another workdir")
+    if newest is None and resume:
+        tqdm.write(f"{workdir}: no checkpoint to resume from; starting anew", file=sys.stderr)
+
+
+def _first_state(
+    model: STGT, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, initial_params: Any
+) -> tuple[TrainState, Any]:
+    """The newest checkpoint's state and place in the data; where there is none, the state of step 0 and None."""
+    if checkpoints.latest_step is not None:
+        return checkpoints.restore(abstract_state(model, config, mesh), model.config)
+    if initial_params is None and config.initial_weights:
+        initial_params = load_params(config.initial_weights, model.config, mesh)
+    return init_state(model, config, mesh, initial_params), None
+
+
+def _is_due(step: int, every: int, config: TrainConfig) -> bool:
+    return step == config.num_steps or (every > 0 and step % every == 0)
+
+
+def _next_batch(train_iterator: TrainIterator, step: int) -> Mapping[str, np.ndarray]:
+    try:
+        return next(train_iterator)
+    except StopIteration:
+        raise STGTError(f"the training data ended before step {step}; it must repeat without end") from None
+
+
+def _settle(step: int, metrics: Metrics, log: RunLog, checkpoints: Checkpoints) -> None:
+    """Waits for the metrics of a step, logs them, and stops the run where they are not finite."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    log.step(step, values)
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            raise _diverged(f"{name} is {values[name]} at step {step}", checkpoints)
+
+
+def _validate(evaluate: Evaluate, state: TrainState, step: int, log: RunLog) -> Mapping[str, float]:
+    validation = evaluate(merge_params(state.params, state.frozen))
+    log.validation(step, validation)
+    return validation
+
+
+def _save(
+    step: int, state: TrainState, loader_state: Any, validation: Mapping[str, float], checkpoints: Checkpoints
+) -> None:
+    """Saves a checkpoint, but never weights that are not finite."""
+    if not _all_finite(state.params):
+        raise _diverged(f"the weights are not finite after step {step}", checkpoints)
+    checkpoints.save(step, state, loader_state, validation)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _diverged(what: str, checkpoints: Checkpoints) -> STGTError:
+    checkpoints.wait()
+    newest = checkpoints.latest_step
+    good = "no checkpoint was saved before" if newest is None else f"last good checkpoint: {checkpoints.path(newest)}"
+    return STGTError(f"{what}; {good}; lower optimizer.peak_learning_rate, lengthen the warm-up, or look at the data")

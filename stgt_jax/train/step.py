@@ -1,0 +1,90 @@
+"""One optimizer step: losses and gradients of the trainable parameters on a global batch, accumulated and applied."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from stgt_jax.config import TrainConfig
+from stgt_jax.errors import STGTError
+from stgt_jax.losses import stgt_losses
+from stgt_jax.sharding import batch_sharding, replicated
+from stgt_jax.train.optimizer import make_optimizer, make_schedule
+from stgt_jax.train.state import TrainState, abstract_state, merge_params
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    model: nn.Module, config: TrainConfig, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the jitted function (state, batch) -> (state, metrics).
+
+    The batch is a global one, of `shard_batch`: video [B, T, H, W, 3] uint8, input_ids [B, S] int32, attention_mask
+    [B, S] int32. The state given is consumed. The metrics are float32 scalars: those of `stgt_losses`, the learning
+    rate and the norm of the gradient before clipping. Raises STGTError where B does not divide over the devices.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % (config.accumulation_steps * ways):
+        raise STGTError(
+            f"train.batch_size={config.batch_size} does not divide by train.accumulation_steps="
+            f"{config.accumulation_steps} x {ways} devices of the mesh axes data and fsdp"
+        )
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    schedule = make_schedule(config.optimizer, config.num_steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        gradients, metrics = _mean_gradients(model, config, mesh, state, batch, rng)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(gradients)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))
+    return jax.jit(
+        train_step,
+        in_shardings=(layout, batch_sharding(mesh)),
+        out_shardings=(layout, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _mean_gradients(
+    model: nn.Module, config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch, rng: jax.Array
+) -> tuple[Any, Metrics]:
+    """Gradients and metrics of the batch, or their means over its microbatches, one after the other."""
+
+    def loss_fn(params: Any, microbatch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        params = merge_params(params, state.frozen)
+        return stgt_losses(model, params, microbatch, key, config.loss, train=True)
+
+    def gradients_of(microbatch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+        gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params, microbatch, key)
+        return gradients, metrics
+
+    steps = config.accumulation_steps
+    if steps == 1:
+        return gradients_of(batch, rng)
+
+    def accumulate(total: Any, xs: tuple[jax.Array, Batch]) -> tuple[Any, Metrics]:
+        index, microbatch = xs
+        gradients, metrics = gradients_of(microbatch, jax.random.fold_in(rng, index))
+        return jax.tree.map(jnp.add, total, gradients), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    microbatches = jax.tree.map(lambda array: _microbatches(array, steps, mesh), batch)
+    total, metrics = jax.lax.scan(accumulate, zeros, (jnp.arange(steps), microbatches))
+    return jax.tree.map(lambda g: g / steps, total), jax.tree.map(jnp.mean, metrics)
+
+
+def _microbatches(array: jax.Array, steps: int, mesh: Mesh) -> jax.Array:
+    """[B, ...] -> [steps, B / steps, ...]; microbatch i has examples i, i + steps, ..., so each device keeps its own."""
+    array = array.reshape(-1, steps, *array.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(None, ("data", "fsdp"))))

@@ -1,0 +1,234 @@
+import csv
+import json
+import pickle
+
+import numpy as np
+import pytest
+from clips import frame_level, write_clip, write_sound
+
+from data_pipeline.build import REJECTED_NAME, build_shards
+from data_pipeline.errors import DataError
+from data_pipeline.shards import list_splits, open_shards
+from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, load_tokenizer
+
+OPTIONS = {"num_kept_frames": 4, "resize": 32, "max_text_length": 8, "num_workers": 0, "progress": False}
+ROWS = [
+    ("a.mp4", "a red circle moves left", "g1"),
+    ("b.mp4", "a blue square", ""),
+    ("a.mp4", "a second caption", "g1"),
+    ("sub/c.mp4", "one two three four five six seven eight nine", ""),
+]
+BROKEN = [
+    ("missing.mp4", "m", "missing: no such file"),
+    ("empty.mp4", "e", "empty: zero bytes"),
+    ("text.mp4", "t", "not a video"),
+    ("sound.mp4", "s", "no video stream"),
+    ("cut.mp4", "c", "truncated: its index (moov atom) or header is missing"),
+    ("a.mp4", "", "empty caption"),
+    ("", "x", "no video named"),
+]
+
+
+def write_captions(path, rows):
+    rows = [dict(zip(("video", "caption", "group"), (*row, ""), strict=False)) for row in rows]
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ("video", "caption", "group"))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A folder with three good clips and a broken one of every kind."""
+    root = tmp_path_factory.mktemp("videos")
+    for name, num_frames, size in (("a.mp4", 24, (48, 64)), ("b.mp4", 3, (64, 48)), ("sub/c.mp4", 8, (32, 32))):
+        write_clip(root / name, num_frames, height=size[0], width=size[1])
+    (root / "empty.mp4").touch()
+    (root / "text.mp4").write_text("no video\n" * 50)
+    (root / "cut.mp4").write_bytes((root / "a.mp4").read_bytes()[:900])
+    write_sound(root / "sound.mp4")
+    write_captions(root / "good.csv", ROWS)
+    write_captions(root / "good.json", ROWS)
+    write_captions(root / "mixed.csv", [*BROKEN[:3], *((row[0], row[1], "") for row in BROKEN[3:]), *ROWS])
+    write_captions(root / "broken.csv", [(video, caption) for video, caption, _ in BROKEN])
+    return root
+
+
+@pytest.fixture(scope="module")
+def shards(source, tmp_path_factory):
+    """A shard set of the good clips, split train; not to be changed."""
+    out = tmp_path_factory.mktemp("shards") / "set"
+    build_shards(source / "good.csv", out, **OPTIONS)
+    return out
+
+
+def assert_same_records(one, other):
+    assert len(one) == len(other)
+    for i in range(len(one)):
+        assert one[i].keys() == other[i].keys()
+        for name, value in one[i].items():
+            np.testing.assert_array_equal(value, other[i][name], name)
+
+
+def test_records_are_what_the_caption_file_says_in_its_order(shards):
+    records = open_shards(shards, "train")
+    assert [(r["video_id"], r["caption"], r["group"]) for r in (records[i] for i in range(len(records)))] == ROWS
+    assert [records[i]["video"].shape for i in range(4)] == [
+        (4, 32, 43, 3),
+        (4, 43, 32, 3),
+        (4, 32, 43, 3),
+        (4, 32, 32, 3),
+    ]
+    video = records[0]["video"]
+    assert video.dtype == np.uint8
+    np.testing.assert_allclose(video.mean((1, 2, 3)), [frame_level(i, 24) for i in (0, 6, 12, 18)], atol=4)
+
+
+def test_records_carry_token_ids_of_the_shard_sets_vocabulary(shards):
+    tokenizer, records = load_tokenizer(shards / "vocab.txt"), open_shards(shards, "train")
+    assert records[0]["input_ids"].dtype == records[0]["attention_mask"].dtype == np.int32
+    assert records[0]["input_ids"].shape == (8,)
+    assert decode(tokenizer, records[0]["input_ids"]) == ROWS[0][1]
+    assert decode(tokenizer, records[3]["input_ids"]) == "one two three four five six"
+    assert records[3]["input_ids"][-1] == 3 and records[3]["attention_mask"].all()
+
+
+def test_json_and_csv_give_the_same_shards(source, shards, tmp_path):
+    build_shards(source / "good.json", tmp_path / "set", **OPTIONS)
+    assert_same_records(open_shards(shards, "train"), open_shards(tmp_path / "set", "train"))
+
+
+def test_worker_processes_give_the_same_shards(source, shards, tmp_path):
+    report = build_shards(source / "good.csv", tmp_path / "set", **OPTIONS | {"num_workers": 2})
+    assert report.num_written == 4
+    assert_same_records(open_shards(shards, "train"), open_shards(tmp_path / "set", "train"))
+
+
+def test_unusable_clips_are_counted_and_listed_with_their_reasons(source, tmp_path):
+    report = build_shards(source / "mixed.csv", tmp_path / "set", **OPTIONS)
+    assert (report.num_rows, report.num_written, report.num_rejected) == (11, 4, 7)
+    assert report.num_truncated_captions == 1
+    assert sum(report.rejected_by_reason.values()) == 7
+    lines = [json.loads(line) for line in (tmp_path / "set" / "train" / REJECTED_NAME).read_text().splitlines()]
+    assert [(line["video"], line["caption"], line["reason"]) for line in lines] == BROKEN
+    assert len(open_shards(tmp_path / "set", "train")) == 4
+    assert "11 rows = 4 written + 7 rejected" in report.summary()
+    assert json.loads(json.dumps(report.to_dict()))["num_rejected"] == 7
+
+
+def test_nothing_usable_is_an_error_and_leaves_nothing(source, tmp_path):
+    with pytest.raises(DataError, match=r"no usable clip in .*broken.csv.*7 rows: .*1 not a video"):
+        build_shards(source / "broken.csv", tmp_path / "set", **OPTIONS)
+    assert not (tmp_path / "set").exists()
+
+
+def test_failed_rebuild_leaves_the_split_as_it_was(source, tmp_path):
+    build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
+    before = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="no usable clip"):
+        build_shards(source / "broken.csv", tmp_path / "set", overwrite=True, **OPTIONS)
+    assert {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()} == before
+
+
+def test_second_split_uses_the_first_ones_vocabulary(source, shards, tmp_path):
+    with pytest.raises(DataError, match="needs a vocabulary"):
+        build_shards(source / "good.csv", tmp_path / "set", split="test", **OPTIONS)
+    build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
+    vocab = (tmp_path / "set" / "vocab.txt").read_bytes()
+    write_captions(source / "other.csv", [("b.mp4", "zebra")])
+    build_shards(source / "other.csv", tmp_path / "set", split="test", **OPTIONS)
+    assert list_splits(tmp_path / "set") == ["test", "train"]
+    assert (tmp_path / "set" / "vocab.txt").read_bytes() == vocab
+    assert open_shards(tmp_path / "set", "test")[0]["caption"] == "zebra"
+    assert len(open_shards(tmp_path / "set", "train")) == 4
+
+
+def test_given_vocabulary_is_used_and_another_is_refused_later(source, tmp_path):
+    (tmp_path / "words.txt").write_text("\n".join([*SPECIAL_TOKENS, "square", "blue"]) + "\n")
+    (tmp_path / "other.txt").write_text("\n".join([*SPECIAL_TOKENS, "red"]) + "\n")
+    report = build_shards(source / "good.csv", tmp_path / "set", vocab=tmp_path / "words.txt", **OPTIONS)
+    assert report.vocab_size == 7
+    np.testing.assert_array_equal(open_shards(tmp_path / "set", "train")[1]["input_ids"], [2, 1, 6, 5, 3, 0, 0, 0])
+    with pytest.raises(DataError, match=r"other.txt.*is not the one that split 'train'"):
+        build_shards(source / "good.csv", tmp_path / "set", split="test", vocab=tmp_path / "other.txt", **OPTIONS)
+
+
+def test_existing_split_is_only_replaced_when_asked(source, tmp_path):
+    build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
+    with pytest.raises(DataError, match="exists already"):
+        build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
+    build_shards(source / "good.csv", tmp_path / "set", overwrite=True, **OPTIONS | {"num_kept_frames": 2})
+    assert open_shards(tmp_path / "set", "train").settings.num_kept_frames == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "a/b"}, "split 'a/b'"),
+        ({"split": "all"}, "split 'all'"),
+        ({"num_kept_frames": 0}, "num_kept_frames is 0"),
+        ({"resize": 0}, "resize is 0"),
+        ({"max_text_length": 2}, "max_text_length is 2"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"vocab": "none.txt"}, "vocabulary 'none.txt' cannot be read"),
+    ],
+)
+def test_bad_option_is_an_error_and_leaves_nothing(source, tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        build_shards(source / "good.csv", tmp_path / "set", **OPTIONS | options)
+    assert not (tmp_path / "set").exists()
+
+
+def test_out_that_is_a_file_is_an_error(source, tmp_path):
+    (tmp_path / "set").write_text("keep me")
+    with pytest.raises(DataError, match="cannot write shard set"):
+        build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
+    assert (tmp_path / "set").read_text() == "keep me"
+
+
+def test_source_survives_pickling_and_knows_its_ends(shards):
+    records = open_shards(shards, "train")
+    assert_same_records(records, pickle.loads(pickle.dumps(records)))
+    with pytest.raises(IndexError):
+        records[4]
+
+
+def test_missing_shard_set_or_split_is_an_error(shards, tmp_path):
+    with pytest.raises(DataError, match="no shard set in"):
+        open_shards(tmp_path, "train")
+    with pytest.raises(DataError, match=r"no split 'tset' .* known: train"):
+        open_shards(shards, "tset")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "manifest", "vocabulary", "metadata"])
+def test_damaged_shard_set_is_an_error_that_names_the_file(source, tmp_path, damage):
+    build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
+    shard = next((tmp_path / "set" / "train").glob("*.array_record*"))
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    elif damage == "manifest":
+        (tmp_path / "set" / "train" / "manifest.json").write_text("{")
+    elif damage == "vocabulary":
+        (tmp_path / "set" / "vocab.txt").write_text("other\n")
+    else:
+        (tmp_path / "set" / "train" / "dataset_info.json").unlink()
+    names = {"manifest": "manifest.json", "vocabulary": "vocab.txt", "metadata": "train"}
+    with pytest.raises(DataError, match=names.get(damage, shard.name)) as error:
+        open_shards(tmp_path / "set", "train")
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_record_is_an_error_that_names_its_file_when_it_is_read(source, tmp_path):
+    build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
+    shard = next((tmp_path / "set" / "train").glob("*.array_record*"))
+    data = bytearray(shard.read_bytes())
+    data[100:200] = bytes(100)
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=rf"record 0 in .*{shard.name}' cannot be read"):
+        open_shards(tmp_path / "set", "train")[0]

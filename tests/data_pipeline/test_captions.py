@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from data_pipeline.captions import CaptionRow, read_captions
+from data_pipeline.errors import DataError
+
+ROWS = [CaptionRow("a.mp4", "a cat, asleep", "g1"), CaptionRow("b/ü.mp4", 'says "no"', ""), CaptionRow("a.mp4", "", "")]
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_csv_and_json_give_the_same_rows(tmp_path):
+    csv_text = '\ufeffvideo,caption,group,note\r\na.mp4,"a cat, asleep",g1,x\r\nb/ü.mp4,"says ""no""",,\r\na.mp4,,,\r\n'
+    objects = [{"video": row.video, "caption": row.caption, "group": row.group} for row in ROWS]
+    assert read_captions(write(tmp_path / "c.csv", csv_text)) == ROWS
+    assert read_captions(write(tmp_path / "c.json", json.dumps(objects))) == ROWS
+
+
+def test_group_column_is_optional(tmp_path):
+    assert read_captions(write(tmp_path / "c.csv", "caption,video\nhi,a.mp4\n")) == [CaptionRow("a.mp4", "hi", "")]
+    assert read_captions(write(tmp_path / "c.json", '[{"video": "a.mp4", "caption": "hi"}]'))[0].group == ""
+
+
+def test_json_row_without_a_caption_is_kept_with_an_empty_one(tmp_path):
+    path = write(
+        tmp_path / "c.json", '[{"video": "a", "caption": "x"}, {"video": "b"}, {"video": "c", "caption": null}]'
+    )
+    assert [row.caption for row in read_captions(path)] == ["x", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.txt", "", "neither .csv nor .json"),
+        ("c.csv", "", "lacks the column video and caption"),
+        ("c.csv", "file,caption\na,b\n", "lacks the column video .*found: caption, file"),
+        ("c.csv", "video,caption\n", "no rows"),
+        ("c.csv", "video,caption\na.mp4,a cat, asleep\n", "line 2 .*more cells"),
+        ("c.csv", 'video,caption\na.mp4,"unclosed\n', "bad CSV"),
+        ("c.json", "[{", "bad JSON"),
+        ("c.json", "[]", "no rows"),
+        ("c.json", '{"video": "a"}', "list of objects"),
+        ("c.json", '[{"video": "a"}]', "lacks the column caption"),
+        ("c.json", '[{"video": "a", "caption": 3}]', "row 1 .*caption must be text, not 3"),
+    ],
+)
+def test_bad_caption_file_is_a_one_line_error(tmp_path, name, text, message):
+    with pytest.raises(DataError, match=message) as error:
+        read_captions(write(tmp_path / name, text))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_or_binary_caption_file_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no caption file"):
+        read_captions(tmp_path / "c.csv")
+    (tmp_path / "c.csv").write_bytes(b"video,caption\n\xff\xfe,x\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_captions(tmp_path / "c.csv")

@@ -1,0 +1,229 @@
+"""The loader on real shards: what an epoch holds, that it can be repeated, resumed and shared, and what it refuses.
+
+Every frame of a test clip has one colour, 6 * clip + frame, which survives crops and resizes: so a batch tells which
+frames of which clips it holds.
+"""
+
+import dataclasses
+import itertools
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.config import DataConfig
+from data_pipeline.errors import DataError
+from data_pipeline.loader import eval_batches, num_examples, split_vocab_size, train_loader
+from data_pipeline.shards import ShardSettings, hash_file, write_split
+
+NUM_CLIPS, NUM_KEPT, TEXT_LENGTH = 22, 6, 5
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ball"]
+
+
+def _record(clip: int) -> dict:
+    video = np.zeros((NUM_KEPT, 12, 16, 3), np.uint8)
+    video += (NUM_KEPT * clip + np.arange(NUM_KEPT, dtype=np.uint8))[:, None, None, None]
+    return {
+        "video": video,
+        "video_id": f"clip_{clip}.mp4",
+        "caption": f"caption {clip}",
+        "group": "pair" if clip < 2 else "",
+        "input_ids": np.array([2, clip, 3, 0, 0], np.int32),
+        "attention_mask": np.array([1, 1, 1, 0, 0], np.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> DataConfig:
+    shards: Path = tmp_path_factory.mktemp("shards")
+    (shards / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    settings = ShardSettings(NUM_KEPT, 12, TEXT_LENGTH, hash_file(shards / "vocab.txt"))
+    (shards / "train").mkdir()
+    write_split(shards / "train", "train", (_record(clip) for clip in range(NUM_CLIPS)), settings)
+    return DataConfig(shards=str(shards), num_frames=4, image_size=8, flip=True, num_workers=0)
+
+
+def _take(config: DataConfig, num_batches: int, batch_size: int = 4, seed: int = 0, **processes) -> list[dict]:
+    with train_loader(config, "train", batch_size, seed, **processes) as loader:
+        return list(itertools.islice(loader, num_batches))
+
+
+def _clips(batches: list[dict]) -> list[int]:
+    return np.concatenate([batch["input_ids"][:, 1] for batch in batches]).tolist()
+
+
+def _assert_same_batches(batches: list[dict], expected: list[dict]) -> None:
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_training_batch_has_the_promised_arrays(config):
+    (batch,) = _take(config, 1)
+    shapes = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
+    assert shapes == {
+        "video": ((4, 4, 8, 8, 3), "uint8"),
+        "input_ids": ((4, TEXT_LENGTH), "int32"),
+        "attention_mask": ((4, TEXT_LENGTH), "int32"),
+    }
+
+
+def test_video_and_text_of_a_clip_stay_together_with_frames_in_order(config):
+    for batch in _take(config, 5):
+        clip, frame = np.divmod(batch["video"][:, :, 4, 4, 0].astype(int), NUM_KEPT)  # [B, T]
+        np.testing.assert_array_equal(clip, np.repeat(batch["input_ids"][:, 1:2], 4, axis=1))
+        assert (np.diff(frame) > 0).all()
+        assert ((frame < NUM_KEPT // 2).sum(axis=1) == 2).all()  # headtail
+
+
+def test_epoch_holds_each_clip_once_in_a_new_order_each_time(config):
+    clips = _clips(_take(config, 22, batch_size=2))
+    first, second = clips[:NUM_CLIPS], clips[NUM_CLIPS:]
+    assert sorted(first) == sorted(second) == list(range(NUM_CLIPS))
+    assert first != second
+
+
+def test_clips_that_fill_no_batch_wait_for_another_epoch(config):
+    epochs = np.array(_clips(_take(config, 20, batch_size=4))).reshape(4, 20)
+    assert all(len(set(epoch)) == 20 for epoch in epochs.tolist())
+    assert set(epochs.flatten().tolist()) == set(range(NUM_CLIPS))
+
+
+def test_seed_alone_decides(config):
+    batches = _take(config, 6)
+    _assert_same_batches(_take(config, 6), batches)
+    assert _clips(_take(config, 6, seed=1)) != _clips(batches)
+
+
+def test_a_clip_is_augmented_anew_in_each_epoch(config):
+    batches = _take(config, 22, batch_size=2)
+    frames = {}
+    for batch in batches:
+        for clip, video in zip(batch["input_ids"][:, 1].tolist(), batch["video"], strict=True):
+            frames.setdefault(clip, []).append(video[:, 0, 0, 0].tolist())
+    assert sum(first != second for first, second in frames.values()) > NUM_CLIPS // 2
+
+
+def test_processes_share_an_epoch_and_see_what_one_alone_would(config):
+    alone = _take(config, 10, batch_size=4)
+    shares = [_take(config, 10, batch_size=2, process_index=i, process_count=2) for i in range(2)]
+    for whole, first, second in zip(alone, *shares, strict=True):
+        for name in whole:
+            np.testing.assert_array_equal(np.stack([first[name], second[name]], axis=1).reshape(whole[name].shape),
+                                          whole[name])  # fmt: skip
+    assert set(_clips(shares[0][:5])).isdisjoint(_clips(shares[1][:5]))
+
+
+def test_restored_state_continues_with_the_very_same_batches(config):
+    expected = _take(config, 12)
+    with train_loader(config, "train", 4, 0) as loader:
+        list(itertools.islice(loader, 7))  # in the middle of the second epoch
+        state = loader.get_state()
+        next(loader)
+        loader.set_state(state)
+        _assert_same_batches(list(itertools.islice(loader, 5)), expected[7:])
+    with train_loader(config, "train", 4, 0) as other:
+        other.set_state(pickle.loads(pickle.dumps(state)))
+        assert other.get_state() == state
+        _assert_same_batches(list(itertools.islice(other, 5)), expected[7:])
+
+
+def test_worker_processes_change_neither_batches_nor_resuming(config):
+    expected = _take(config, 12)
+    with train_loader(dataclasses.replace(config, num_workers=2), "train", 4, 0) as loader:
+        _assert_same_batches(list(itertools.islice(loader, 7)), expected[:7])
+        state = loader.get_state()
+        next(loader)
+        loader.set_state(state)
+        batches = list(itertools.islice(loader, 5))
+    _assert_same_batches(batches, expected[7:])  # they outlive their loader
+    with train_loader(config, "train", 4, 0) as loader:
+        loader.set_state(state)
+        _assert_same_batches(list(itertools.islice(loader, 5)), expected[7:])
+
+
+@pytest.mark.parametrize(("batch_size", "seed", "name"), [(2, 0, "global_batch_size"), (4, 1, "seed")])
+def test_state_of_another_run_is_refused(config, batch_size, seed, name):
+    with train_loader(config, "train", 4, 0) as loader:
+        state = loader.get_state()
+    with train_loader(config, "train", batch_size, seed) as loader, pytest.raises(DataError, match=f"{name}="):
+        loader.set_state(state)
+
+
+def test_evaluation_gives_each_clip_once_in_order_and_pads_the_last_batch(config):
+    batches = list(eval_batches(config, "train", 8))
+    assert [batch["valid"].tolist() for batch in batches] == [[True] * 8, [True] * 8, [True] * 6 + [False] * 2]
+    assert _clips(batches) == [*range(NUM_CLIPS), 21, 21]
+    last = batches[-1]
+    assert last["video"].shape == (8, 4, 8, 8, 3) and last["video"].dtype == np.uint8
+    assert last["input_ids"].dtype == last["attention_mask"].dtype == np.int32
+    np.testing.assert_array_equal(last["video"][6], last["video"][5])
+    assert last["video_id"].tolist()[4:] == ["clip_20.mp4", "clip_21.mp4", "clip_21.mp4", "clip_21.mp4"]
+    assert batches[0]["caption"].tolist()[:2] == ["caption 0", "caption 1"]
+    assert batches[0]["group"].tolist()[:3] == ["pair", "pair", ""]
+
+
+def _eval_frames(config: DataConfig, seed: int | None) -> np.ndarray:
+    batches = eval_batches(config, "train", 22, shuffle_frames_seed=seed)
+    return np.concatenate([batch["video"][:, :, 0, 0, 0] % NUM_KEPT for batch in batches])  # [clips, T]
+
+
+def test_evaluation_frames_are_uniform(config):
+    np.testing.assert_array_equal(_eval_frames(config, None), np.tile([0, 1, 3, 4], (NUM_CLIPS, 1)))
+
+
+def test_shuffled_evaluation_frames_are_the_same_frames_out_of_order(config):
+    shuffled = _eval_frames(config, 3)
+    np.testing.assert_array_equal(np.sort(shuffled, axis=1), _eval_frames(config, None))
+    orders = {tuple(frames) for frames in shuffled.tolist()}
+    assert len(orders) > 5
+    assert orders.isdisjoint({(0, 1, 3, 4), (4, 3, 1, 0)})
+    np.testing.assert_array_equal(_eval_frames(config, 3), shuffled)
+
+
+def test_sizes_of_the_shard_set(config):
+    assert num_examples(config, "train") == NUM_CLIPS
+    assert split_vocab_size(config) == len(WORDS) + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 0}, "data.num_frames=0"),
+        ({"image_size": -1}, "data.image_size=-1"),
+        ({"train_frame_sampling": "headtails"}, "did you mean 'headtail'"),
+        ({"train_frame_sampling": "x"}, "known: headtail, uniform"),
+        ({"crop_scale": (0.0, 1.0)}, "data.crop_scale"),
+        ({"crop_scale": (0.9, 0.5)}, "data.crop_scale"),
+        ({"crop_scale": (0.5, 1.5)}, "data.crop_scale"),
+        ({"num_workers": -1}, "data.num_workers=-1"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(options, message):
+    with pytest.raises(DataError, match=message) as error:
+        DataConfig(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_batch_larger_than_the_split_names_both_numbers(config):
+    with pytest.raises(DataError, match=r"batch size 24 .*1\.\.22"):
+        train_loader(config, "train", 12, 0, process_count=2)
+
+
+def test_more_frames_than_the_shards_keep_is_refused(config):
+    wanting = dataclasses.replace(config, num_frames=7)
+    for start in (lambda: train_loader(wanting, "train", 4, 0), lambda: eval_batches(wanting, "train", 4)):
+        with pytest.raises(DataError, match=r"data.num_frames=7 .* 6 frames"):
+            start()
+
+
+def test_missing_shards_are_named(config, tmp_path):
+    with pytest.raises(DataError, match=r"data\.shards is empty"):
+        train_loader(DataConfig(), "train", 4, 0)
+    with pytest.raises(DataError, match="nowhere"):
+        train_loader(dataclasses.replace(config, shards=str(tmp_path / "nowhere")), "train", 4, 0)
+    with pytest.raises(DataError, match="nowhere"):
+        split_vocab_size(dataclasses.replace(config, shards=str(tmp_path / "nowhere")))

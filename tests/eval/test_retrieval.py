@@ -1,0 +1,241 @@
+"""Retrieval figures against brute force, and the evaluation of a tiny model against unbatched scoring."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from stgt_jax.config import tiny
+from stgt_jax.errors import STGTError
+from stgt_jax.eval.metrics import retrieval_metrics, twin_metrics
+from stgt_jax.eval.retrieval import (
+    NOT_A_CANDIDATE,
+    evaluate_retrieval,
+    format_table,
+    format_time_order,
+    time_order_metrics,
+)
+from stgt_jax.models.stgt import STGT
+
+
+def brute_force_metrics(scores, owners):
+    num_videos, num_texts = scores.shape
+    t2v, v2t = [], []
+    for text in range(num_texts):
+        others = [v for v in range(num_videos) if v != owners[text]]
+        t2v.append(1 + sum(scores[v, text] >= scores[owners[text], text] for v in others))
+    for video in range(num_videos):
+        best = max(scores[video, c] for c in range(num_texts) if owners[c] == video)
+        v2t.append(1 + sum(scores[video, c] >= best for c in range(num_texts) if owners[c] != video))
+    out = {}
+    for prefix, ranks in (("t2v", t2v), ("v2t", v2t)):
+        for k in (1, 5, 10):
+            out[f"{prefix}_r{k}"] = 100 * sum(r <= k for r in ranks) / len(ranks)
+        out[f"{prefix}_median_rank"], out[f"{prefix}_mean_rank"] = np.median(ranks), sum(ranks) / len(ranks)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_equal_brute_force_with_several_captions_and_ties(seed):
+    rng = np.random.default_rng(seed)
+    owners = rng.permutation(np.concatenate([np.arange(20), rng.integers(0, 20, 30)]))
+    scores = rng.normal(size=(20, 50)) + 1.5 * (np.arange(20)[:, None] == owners)
+    scores = np.round(scores, 1) if seed % 2 else scores  # rounding makes ties
+    assert retrieval_metrics(scores, owners) == pytest.approx(brute_force_metrics(scores, owners))
+
+
+def test_perfect_scores_are_100_percent_and_rank_1():
+    metrics = retrieval_metrics(np.eye(7), np.arange(7))
+    assert all(value == (100.0 if "_r1" in key or "_r5" in key else 1.0) for key, value in metrics.items())
+
+
+@pytest.mark.parametrize("value", [0.3, np.nan])
+def test_constant_or_nan_scores_count_against_the_model(value):
+    metrics = retrieval_metrics(np.full((12, 12), value), np.arange(12))
+    assert metrics["t2v_r10"] == metrics["v2t_r10"] == 0.0
+    assert metrics["t2v_median_rank"] == metrics["v2t_mean_rank"] == 12.0
+
+
+def test_random_scores_stay_near_chance():
+    scores = np.random.default_rng(0).normal(size=(400, 400))
+    metrics = retrieval_metrics(scores, np.arange(400))
+    assert metrics["t2v_r10"] < 6.0  # chance: 2.5
+    assert 170 < metrics["v2t_mean_rank"] < 231
+
+
+def test_best_ranked_caption_counts_for_video_to_text():
+    scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.8]])  # the second caption of video 0 is scored badly
+    metrics = retrieval_metrics(scores, np.array([0, 0, 1]))
+    assert metrics["v2t_r1"] == 100.0
+    assert metrics["t2v_r1"] == pytest.approx(200 / 3)  # as a query of its own it fails
+
+
+@pytest.mark.parametrize("owners", [[0, 1, 1], [0, 1, 3], [0, 1], [0.0, 1.0, 2.0]])
+def test_captions_that_do_not_cover_the_gallery_are_an_error(owners):
+    with pytest.raises(STGTError, match="video_of_text"):
+        retrieval_metrics(np.zeros((3, 3)), np.array(owners))
+
+
+def test_twin_accuracy_looks_only_inside_the_group():
+    groups = ["a", "a", "b", "b", "", "c"]
+    scores = np.zeros((6, 6))
+    scores[0, 0], scores[1, 1] = 1.0, 1.0  # both of group a know their own caption
+    scores[2, 3], scores[3, 3] = 1.0, 1.0  # of group b only the second does
+    scores[:, 4] = 5.0  # a caption of no group beats them all and must not matter
+    metrics = twin_metrics(scores, scores, np.arange(6), groups)
+    assert metrics["num_texts"] == 4
+    assert metrics["twin_accuracy"] == 75.0
+    assert metrics["twin_chance"] == 50.0
+    assert metrics["t2v_r1"] == 50.0
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_twin_accuracy_of_constant_scores_is_chance(members):
+    scores = np.zeros((members, members))
+    metrics = twin_metrics(scores, scores, np.arange(members), ["g"] * members)
+    assert metrics["twin_accuracy"] == pytest.approx(metrics["twin_chance"]) == pytest.approx(100 / members)
+
+
+def test_captions_of_the_same_video_are_no_twins():
+    metrics = twin_metrics(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 0, 1]), ["g", "g", ""])
+    assert metrics["num_texts"] == 0
+    assert np.isnan(metrics["twin_accuracy"])
+
+
+NUM_RECORDS = 11
+
+
+def make_records(seed=0):
+    """11 captions of 9 videos: records 0, 4 and 10 are of one video."""
+    config = tiny()
+    rng = np.random.default_rng(seed)
+    size, length = config.vision.image_size, 10
+    lengths = rng.integers(3, length + 1, NUM_RECORDS)
+    ids = rng.integers(5, 60, (NUM_RECORDS, length))
+    mask = np.arange(length) < lengths[:, None]
+    video = rng.integers(0, 256, (NUM_RECORDS, 4, size, size, 3), dtype=np.uint8)
+    video_id = np.array([f"v{0 if i in (4, 10) else i}.mp4" for i in range(NUM_RECORDS)], dtype=object)
+    video[[4, 10]] = video[0]
+    return {
+        "video": video,
+        "input_ids": np.where(mask, ids, 0).astype(np.int32),
+        "attention_mask": mask.astype(np.int32),
+        "video_id": video_id,
+        "caption": np.array([f"caption {i}" for i in range(NUM_RECORDS)], dtype=object),
+        "group": np.array(["g" if i in (1, 2) else "" for i in range(NUM_RECORDS)], dtype=object),
+    }
+
+
+def make_batches(records, batch_size=4, padding=255):
+    """Batches as the loader gives them; padding rows hold rubbish that must not be read."""
+    for start in range(0, NUM_RECORDS, batch_size):
+        rows = {k: v[start : start + batch_size] for k, v in records.items()}
+        missing = batch_size - len(rows["caption"])
+        batch = {k: np.concatenate([v, np.repeat(v[:1], missing, axis=0)]) for k, v in rows.items()}
+        if missing:
+            batch["video"][-missing:] = padding
+            batch["video_id"][-missing:] = "padding"
+        yield {**batch, "valid": np.arange(batch_size) < batch_size - missing}
+
+
+@pytest.fixture(scope="module")
+def model_and_params():
+    model = STGT(tiny())
+    first = next(make_batches(make_records()))
+    params = jax.jit(model.init)(jax.random.key(0), first["video"], first["input_ids"], first["attention_mask"])[
+        "params"
+    ]
+    return model, params
+
+
+@pytest.fixture(scope="module")
+def result(model_and_params):
+    return evaluate_retrieval(*model_and_params, make_batches(make_records()), k_test=3, rerank_batch_size=5)
+
+
+def test_gallery_holds_each_video_once_and_every_caption(result):
+    assert result.video_ids == tuple(f"v{i}.mp4" for i in (0, 1, 2, 3, 5, 6, 7, 8, 9))
+    assert result.captions == tuple(f"caption {i}" for i in range(NUM_RECORDS))
+    assert result.video_of_text.tolist() == [0, 1, 2, 3, 0, 4, 5, 6, 7, 8, 0]
+    assert result.similarity.shape == (9, NUM_RECORDS)
+
+
+def test_scores_equal_unbatched_brute_force(model_and_params, result):
+    model, params = model_and_params
+    records, variables = make_records(), {"params": params}
+    rows = [int(v[1:-4]) for v in result.video_ids]
+    encode = jax.jit(lambda video: model.apply(variables, video, method="encode_video"))
+    videos = [encode(records["video"][[row]]) for row in rows]
+    ids, mask = records["input_ids"], records["attention_mask"]
+    encode_text = jax.jit(lambda i, m: model.apply(variables, i, m, method="encode_text")["text_embed"][0])
+    texts = [encode_text(ids[[c]], mask[[c]]) for c in range(NUM_RECORDS)]
+    match = jax.jit(lambda tokens, i, m: model.apply(variables, tokens, i, m, method="match"))
+    scores = np.array([[(video["video_embed"][0] @ text).max() for text in texts] for video in videos])
+    np.testing.assert_allclose(result.similarity, scores, atol=1e-5)
+
+    def reranked(query_axis):
+        out = np.full(scores.shape, NOT_A_CANDIDATE)
+        for query in range(scores.shape[query_axis]):
+            for candidate in np.argsort(-np.take(scores, query, axis=query_axis))[:3]:
+                v, c = (query, candidate) if query_axis == 0 else (candidate, query)
+                logits = match(videos[v]["graph_tokens"], ids[[c]], mask[[c]])
+                out[v, c] = scores[v, c] + jax.nn.softmax(logits)[0, 1]
+        return out
+
+    np.testing.assert_allclose(result.video_to_text, reranked(query_axis=0), atol=1e-5)
+    np.testing.assert_allclose(result.text_to_video, reranked(query_axis=1), atol=1e-5)
+
+
+def test_padding_rows_never_enter(model_and_params, result):
+    other = evaluate_retrieval(
+        *model_and_params, make_batches(make_records(), padding=0), k_test=3, rerank_batch_size=5
+    )
+    assert "padding" not in result.video_ids
+    np.testing.assert_array_equal(result.similarity, other.similarity)
+    np.testing.assert_array_equal(result.text_to_video, other.text_to_video)
+
+
+def test_gallery_smaller_than_k_reranks_everything(model_and_params):
+    result = evaluate_retrieval(*model_and_params, make_batches(make_records()), k_test=32, rerank_batch_size=16)
+    np.testing.assert_array_equal(result.text_to_video, result.video_to_text)
+    gain = result.text_to_video - result.similarity
+    assert gain.min() > 0.0
+    assert gain.max() < 1.0
+
+
+def test_second_evaluation_compiles_nothing(model_and_params, result, caplog):
+    _, params = model_and_params
+    with jax.log_compiles():
+        # An equal model built anew, as a later validation or another part of the program may hold it.
+        evaluate_retrieval(STGT(tiny()), params, make_batches(make_records(1)), k_test=3, rerank_batch_size=5)
+    assert not [record for record in caplog.records if "Compiling" in record.message]
+
+
+def test_sharded_evaluation_equals_unsharded(model_and_params, result):
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    sharding = jax.NamedSharding(mesh, jax.P("data"))
+    sharded = evaluate_retrieval(
+        *model_and_params, make_batches(make_records()), k_test=3, rerank_batch_size=5, sharding=sharding
+    )
+    np.testing.assert_allclose(result.text_to_video, sharded.text_to_video, atol=1e-5)
+
+
+def test_figures_are_json_and_the_tables_name_every_row(result):
+    figures = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert figures["num_videos"] == 9
+    assert set(figures["similarity"]) == set(figures["reranked"])
+    assert figures["time_order"] == json.loads(json.dumps(time_order_metrics(result)))
+    table = format_table(result)
+    for label in ("9 videos, 11 captions", "text to video, re-ranked", "video to text ", "R@10", "MedR", "MeanR"):
+        assert label in table
+    control = format_time_order({"true order": result, "shuffled": result})
+    assert "2 captions with a twin" in control
+    assert "shuffled" in control
+
+
+def test_no_clip_or_a_bad_option_is_one_line(model_and_params):
+    with pytest.raises(STGTError, match="no clip"):
+        evaluate_retrieval(*model_and_params, [])
+    with pytest.raises(STGTError, match="k_test=0"):
+        evaluate_retrieval(*model_and_params, make_batches(make_records()), k_test=0)

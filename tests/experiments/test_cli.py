@@ -1,0 +1,160 @@
+"""The `stgt` command: mistakes end as one line that names them, and the commands work one after another."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from data_pipeline.build import build_shards
+from data_pipeline.moving_shapes import make_moving_shapes
+from experiments.cli import main
+
+TINY = [
+    "--model.vision.image_size=16", "--data.image_size=16", "--patch_size=8", "--vision.width=16", "--vision.depth=1",
+    "--vision.mlp_dim=16", "--qformer.width=16", "--qformer.depth=1", "--qformer.mlp_dim=16", "--num_queries=2",
+    "--embed_dim=8", "--model.graph.num_frames=2", "--data.num_frames=2", "--num_workers=0", "--num_steps=2",
+    "--warmup_steps=1", "--batch_size=8", "--eval_every=0", "--scan_layers=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_moving_shapes(folder / "clips", num_train=16, num_test=4, image_size=32, num_frames=8, progress=False)
+    for split in ("train", "test"):
+        build_shards(
+            folder / "clips" / split / "captions.csv",
+            folder / "shards",
+            split=split,
+            num_kept_frames=4,
+            resize=32,
+            num_workers=0,
+            progress=False,
+        )
+    return folder / "shards"
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Returns the function that runs a command which must fail, and gives back its one line."""
+
+    def run(*argv: str) -> str:
+        assert main([str(word) for word in argv]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("stgt: error: ")
+        return lines[0].removeprefix("stgt: error: ")
+
+    return run
+
+
+PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["pretrain", "moving_shape_stage1", "--workdir", "x"], "unknown recipe 'moving_shape_stage1'; did you mean"),
+        (["recipes", "paper_stage3"], "unknown recipe 'paper_stage3'; did you mean 'paper_stage"),
+        ([*PRETRAIN, "--learning_speed", "3"], "unknown option --learning_speed"),
+        ([*PRETRAIN, "--train.num_step", "3"], "unknown option --train.num_step; did you mean '--train.num_steps'?"),
+        ([*PRETRAIN, "--num_frames", "3"], "--num_frames could be --model.graph.num_frames or --data.num_frames"),
+        ([*PRETRAIN, "--resme"], "option --resme needs a value"),
+        ([*PRETRAIN, "--workdri", "x"], "unknown option --workdri; did you mean '--workdir'?"),
+        ([*PRETRAIN, "--vision.num_heads", "5"], "vision.num_heads=5 does not divide vision width 96; use 4, say"),
+        ([*PRETRAIN, "--qformer.num_heads", "7"], "qformer.num_heads=7 does not divide qformer width 96; use"),
+        ([*PRETRAIN, "--data.num_frames", "0"], "data.num_frames=0 must be greater than 0"),
+        ([*PRETRAIN, "--graph.num_frames", "0"], "graph.num_frames=0 must be greater than 0"),
+        ([*PRETRAIN, "--vision.image_size=60"], "vision.image_size=60 is not a multiple of vision.patch_size=8"),
+        ([*PRETRAIN, "--vision.image_size=128"], "model.vision.image_size=128 differs from data.image_size=64"),
+        (PRETRAIN, "data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR"),
+        ([*PRETRAIN, "--data.shards", "no/such"], "no shard set in 'no/such': build one with `stgt data build`"),
+        (["pretrain", "paper_stage2", "--workdir", "x"], "--train.initial_weights DIR"),
+        (["pretrain", "paper_stage1"], "the following arguments are required: --workdir; see `stgt pretrain --help`"),
+        (["pretrian"], "argument COMMAND: invalid choice: 'pretrian'"),
+        ([], "the following arguments are required: COMMAND; see `stgt --help`"),
+        (["data", "make", "--out", "x", "--num-trian=3"], "unknown argument --num-trian; did you mean '--num-train'?"),
+        (["data", "make", "--out", "x", "--num-train", "ten"], "argument --num-train: invalid int value: 'ten'"),
+        (["data", "build", "no/such.csv", "--out", "x"], "no caption file 'no/such.csv'"),
+        (["eval", "retrieval", "--checkpoint", "no/such", "--shards", "x"], "no/such"),
+        (["report", "--workdir", "no/such"], "'no/such' is no finished demo"),
+    ],
+)  # fmt: skip
+def test_mistake_is_one_line_that_names_it(error_of, argv, complaint):
+    assert complaint in error_of(*argv)
+
+
+def test_mistake_found_before_training_leaves_no_folder(error_of, tmp_path):
+    error_of("pretrain", "moving_shapes_stage1", "--workdir", tmp_path / "run")
+    error_of("demo", "--workdir", tmp_path / "run", "--data.shards", "x")
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_of_another_vocabulary_are_refused_by_a_paper_recipe(error_of, shards, tmp_path):
+    line = error_of("pretrain", "paper_stage1", "--workdir", tmp_path, "--data.shards", shards)
+    assert "model.qformer.vocab_size=30523, but the vocabulary of" in line and "--vocab_from_data true" in line
+
+
+def test_captions_longer_than_the_model_reads_are_refused(error_of, shards, tmp_path):
+    line = error_of(*PRETRAIN, "--data.shards", shards, "--max_text_length", "16")
+    assert "model.qformer.max_text_length=16 is less than the 32 tokens of a caption" in line
+
+
+def test_more_frames_than_the_shards_keep_are_refused(error_of, shards, tmp_path):
+    assert "more than the 4 frames" in error_of(
+        "pretrain", "moving_shapes_stage1", "--workdir", tmp_path, "--data.shards", shards, "--batch_size", "8"
+    )
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["pretrain", "--help"], ["data", "build", "--help"], ["recipes"]])
+def test_help_needs_no_heavy_import(argv):
+    code = """
+import sys
+from experiments.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {"jax", "grain", "tensorflow_datasets"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout and not done.stderr
+
+
+def test_data_commands_make_shards_and_report_their_counts(tmp_path, capsys):
+    clips, shards = tmp_path / "clips", tmp_path / "shards"
+    made = ["data", "make", "--out", str(clips), "--num-train", "4", "--num-test", "2", "--json", str(tmp_path / "m")]
+    assert main(made) == 0
+    assert json.loads((tmp_path / "m").read_text()) == {"train": 4, "test": 2}
+    (clips / "train" / "000001.mp4").write_bytes(b"")
+    captions = clips / "train" / "captions.csv"
+    build = ["data", "build", str(captions), "--out", str(shards), "--resize", "32", "--json", str(tmp_path / "b")]
+    assert main(build) == 0
+    with captions.open() as file:
+        num_rows = len(list(csv.DictReader(file)))
+    counts = json.loads((tmp_path / "b").read_text())
+    assert (counts["num_rows"], counts["num_written"], counts["num_rejected"]) == (num_rows, num_rows - 1, 1)
+    assert "rejected" in capsys.readouterr().out
+    assert main(build) == 2
+    assert main([*build, "--overwrite"]) == 0
+
+
+def test_pretrain_then_eval(shards, tmp_path, capsys, error_of):
+    run, scores = tmp_path / "run", tmp_path / "scores.json"
+    train = ["pretrain", "moving_shapes_stage1", "--workdir", str(run), "--data.shards", str(shards), *TINY]
+    assert main([*train, "--json", str(tmp_path / "losses.json")]) == 0
+    figures = json.loads((tmp_path / "losses.json").read_text())
+    assert {"loss", "loss_contrastive", "loss_vtm", "loss_vtg", "validation/t2v_r1"} <= set(figures)
+
+    evaluate = ["eval", "retrieval", "--checkpoint", str(run), "--shards", str(shards), "--k-test", "2"]
+    assert main([*evaluate, "--json", str(scores)]) == 0
+    assert json.loads(scores.read_text())["num_videos"] == 4
+    assert main([*evaluate, "--shuffle-frames"]) == 0
+    assert "frames shuffled" in capsys.readouterr().out
+
+    assert "--resume" in error_of(*train)
+    assert main([*train, "--resume"]) == 0
+    capsys.readouterr()
+    train[train.index(str(run))] = str(tmp_path / "other")
+    assert "another model size" in error_of(*train, "--embed_dim", "4", "--initial_weights", run)

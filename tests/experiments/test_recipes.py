@@ -1,0 +1,101 @@
+"""Named recipes: every one fits together, and the paper's sizes hold without computing anything."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipeline.config import DataConfig
+from experiments.options import replace_options
+from experiments.recipes import RECIPES, get_recipe
+from stgt_jax.errors import STGTError
+from stgt_jax.losses import stgt_losses
+from stgt_jax.models.stgt import STGT
+from stgt_jax.train.state import init_params
+
+
+def batch_of(recipe, batch_size: int, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    size = recipe.data.image_size
+    video = (batch_size, recipe.data.num_frames, size, size, 3)
+    text = (batch_size, text_length)
+    return {
+        "video": jax.ShapeDtypeStruct(video, jnp.uint8),
+        "input_ids": jax.ShapeDtypeStruct(text, jnp.int32),
+        "attention_mask": jax.ShapeDtypeStruct(text, jnp.int32),
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_has_shapes_that_work_through_the_losses(name):
+    recipe = get_recipe(name)
+    model = STGT(recipe.model)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    total, metrics = jax.eval_shape(
+        lambda params, batch, rng: stgt_losses(model, params, batch, rng, recipe.train.loss, train=True),
+        params,
+        batch_of(recipe, batch_size=4, text_length=32),
+        jax.eval_shape(lambda: jax.random.key(0)),
+    )
+    assert total.shape == () and total.dtype == jnp.float32
+    assert {"loss_contrastive", "loss_vtm", "loss_vtg"} <= set(metrics)
+
+
+def test_paper_recipe_has_the_published_sizes():
+    recipe = get_recipe("paper_stage1")
+    params = jax.eval_shape(lambda: init_params(STGT(recipe.model), jax.random.key(0)))
+    count = {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
+    assert 0.98e9 < count["vision"] < 1.02e9  # EVA ViT-g without its last block: 986 million
+    assert 180e6 < count["qformer"] < 195e6  # BLIP-2's: 188 million with embeddings
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+    out = jax.eval_shape(
+        lambda params, video: STGT(recipe.model).apply({"params": params}, video, method="encode_video"),
+        params,
+        batch_of(recipe, batch_size=2, text_length=32)["video"],
+    )
+    assert out["vit_tokens"].shape == (2, 8, 257, 1408)
+    assert out["graph_tokens"].shape == (2, 264, 1408)
+    assert out["video_embed"].shape == (2, 32, 256)
+
+
+def test_paper_recipes_follow_the_published_training():
+    first, second = get_recipe("paper_stage1"), get_recipe("paper_stage2")
+    optimizer = first.train.optimizer
+    assert (optimizer.peak_learning_rate, optimizer.end_learning_rate, optimizer.warmup_start_learning_rate) == (
+        1e-4, 1e-5, 1e-6,
+    )  # fmt: skip
+    assert (optimizer.warmup_steps, optimizer.beta2, optimizer.weight_decay) == (5000, 0.98, 0.05)
+    assert first.train.batch_size == 2048 and first.model.dtype == "bfloat16" and first.model.vision.freeze
+    assert (first.train.loss.contrastive, second.train.loss.contrastive) == ("vtc", "csal")
+    assert first.model == second.model and first.data == second.data
+
+
+@pytest.mark.parametrize("stage1", [name for name in RECIPES if name.endswith("_stage1")])
+def test_second_stage_takes_the_weights_of_the_first(stage1):
+    assert get_recipe(stage1).model == get_recipe(stage1.replace("1", "2")).model
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(STGTError, match="unknown recipe 'moving_shapes_stage3'; did you mean 'moving_shapes_stage"):
+        get_recipe("moving_shapes_stage3")
+
+
+@pytest.mark.parametrize(
+    ("field", "complaint"),
+    [
+        ("num_frames", "model.graph.num_frames=8 differs from data.num_frames=4"),
+        ("image_size", "model.vision.image_size=64 differs from data.image_size=4"),
+    ],
+)
+def test_model_and_loader_must_agree(field, complaint):
+    recipe = get_recipe("moving_shapes_stage1")
+    with pytest.raises(STGTError, match=complaint):
+        dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **{field: 4}))
+
+
+def test_recipe_changed_by_options_is_another_recipe_not_the_same():
+    recipe = get_recipe("moving_shapes_stage1")
+    assert replace_options(recipe, {"data.shards": "x"}).data == dataclasses.replace(recipe.data, shards="x")
+    assert recipe.data.shards == DataConfig().shards

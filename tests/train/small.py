@@ -1,0 +1,70 @@
+"""A model and a data iterator small enough to train in tests."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from stgt_jax.config import ModelConfig, OptimizerConfig, TrainConfig, tiny
+
+BATCH, TEXT = 8, 12
+
+
+def small_model(*, dropout: float = 0.1, graph: str = "none", dtype: str = "float32", **vision: Any) -> ModelConfig:
+    """One block of everything; without the graph, which the other tests cover, it compiles much faster."""
+    config = tiny()
+    return dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, **({"depth": 1} | vision)),
+        graph=dataclasses.replace(config.graph, variant=graph, dropout=dropout),
+        qformer=dataclasses.replace(config.qformer, depth=1, dropout=dropout),
+        dtype=dtype,
+    )
+
+
+def small_training(**options: Any) -> TrainConfig:
+    """A few steps at a learning rate that moves the weights visibly."""
+    optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2)
+    return TrainConfig(**({"num_steps": 6, "batch_size": BATCH, "optimizer": optimizer} | options))
+
+
+def make_batch(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    length = rng.integers(4, TEXT + 1, (BATCH, 1))
+    attention_mask = (np.arange(TEXT) < length).astype(np.int32)
+    return {
+        "video": rng.integers(0, 256, (BATCH, 4, 32, 32, 3), dtype=np.uint8),
+        "input_ids": rng.integers(5, 60, (BATCH, TEXT), dtype=np.int32) * attention_mask,
+        "attention_mask": attention_mask,
+    }
+
+
+class Batches:
+    """Batch n is that of seed n, for ever; `poisoned` (a step from 1) has a video with a NaN, `dies_at` is a crash."""
+
+    def __init__(self, *, poisoned: int = 0, dies_at: int = 0) -> None:
+        self.taken, self.poisoned, self.dies_at = 0, poisoned, dies_at
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.taken += 1
+        if self.taken == self.dies_at:
+            raise KeyboardInterrupt
+        batch = make_batch(self.taken)
+        if self.poisoned:  # float from the start, so that the step is compiled once
+            batch["video"] = batch["video"].astype(np.float32) / 255
+            if self.taken == self.poisoned:
+                batch["video"][3, 2, 5, 5, 1] = np.nan
+        return batch
+
+    def get_state(self) -> bytes:
+        return str(self.taken).encode()
+
+    def set_state(self, state: bytes) -> None:
+        self.taken = int(state)
+
+
+def leaves_by_name(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays by their path, such as "graph/time_embed"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}

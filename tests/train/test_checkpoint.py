@@ -1,0 +1,171 @@
+"""Checkpoints: what is kept, what comes back, and what is said of those that cannot be used."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import small_model, small_training
+
+from stgt_jax.config import MeshConfig, tiny
+from stgt_jax.errors import STGTError
+from stgt_jax.models.stgt import STGT
+from stgt_jax.sharding import make_mesh
+from stgt_jax.train.checkpoint import Checkpoints, load_config, load_params, save_config
+from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
+
+MODEL, CONFIG = small_model(freeze=True), small_training()
+
+
+def one_device() -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    state = init_state(STGT(MODEL), CONFIG, one_device())
+    return state.replace(step=state.step + 2, opt_state=jax.tree.map(lambda leaf: leaf + 3, state.opt_state))
+
+
+@pytest.fixture(scope="module")
+def run_folder(state: TrainState, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("run")
+    save_config(folder, model=MODEL, train=CONFIG)
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, state, {"place": 1})
+    checkpoints.save(2, state, b"\x00place\xff")
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def damaged_folder(run_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    yield Path(shutil.copytree(run_folder, tmp_path / "run"))
+
+
+def assert_equal(tree: Any, expected: Any) -> None:
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_restores_state_and_loader_exactly(run_folder: Path, state: TrainState) -> None:
+    checkpoints = Checkpoints(run_folder)
+    restored, loader_state = checkpoints.restore(abstract_state(STGT(MODEL), CONFIG, one_device()), MODEL)
+    checkpoints.close()
+    assert_equal(restored, state)
+    assert loader_state == b"\x00place\xff"
+
+
+def test_restores_onto_another_mesh(run_folder: Path, state: TrainState) -> None:
+    template = abstract_state(STGT(MODEL), CONFIG, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    checkpoints = Checkpoints(run_folder)
+    restored, _ = checkpoints.restore(template, MODEL)
+    checkpoints.close()
+    assert_equal(restored, state)
+    jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted.sharding or pytest.fail("layout"), restored, template)
+
+
+def test_keeps_the_best_and_the_last(tmp_path: Path) -> None:
+    state = TrainState(step=jnp.int32(0), params={"kernel": jnp.ones(3)}, frozen={}, opt_state=())
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    for step, recall in ((1, 10.0), (2, 30.0), (3, None), (4, 20.0), (5, None), (6, None)):
+        checkpoints.save(step, state, {}, {} if recall is None else {"t2v_r1": recall})
+    checkpoints.wait()
+    assert (checkpoints.best_step, checkpoints.latest_step) == (2, 6)
+    checkpoints.close()
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
+
+
+def test_loads_parameters_of_a_run_or_of_one_checkpoint(run_folder: Path, state: TrainState) -> None:
+    expected = merge_params(state.params, state.frozen)
+    assert_equal(load_params(run_folder, MODEL), expected)
+    mesh = make_mesh(MeshConfig())
+    params = load_params(run_folder / "checkpoints" / "1", MODEL, mesh)
+    assert_equal(params, expected)
+    assert {leaf.sharding.mesh for leaf in jax.tree.leaves(params)} == {mesh}
+
+
+def test_parameters_do_not_depend_on_what_was_frozen(run_folder: Path, state: TrainState) -> None:
+    assert_equal(load_params(run_folder, small_model()), merge_params(state.params, state.frozen))
+
+
+def test_checkpoint_of_another_size_names_parameter_shapes_and_config(run_folder: Path) -> None:
+    with pytest.raises(STGTError, match="another model size") as error:
+        load_params(run_folder, small_model(mlp_dim=128))
+    message = one_line(error)
+    assert "vision/blocks/mlp/down/bias" not in message and "vision/blocks/mlp/down/kernel" in message
+    assert "(1, 64, 32)" in message and "(1, 128, 32)" in message
+    assert str(run_folder / "config.json") in message
+
+
+def test_checkpoint_without_a_part_of_the_model_says_what_is_missing(run_folder: Path) -> None:
+    with pytest.raises(STGTError, match=r"graph/\S+ is missing there"):
+        load_params(run_folder, small_model(graph="full"))
+
+
+def test_state_of_other_frozen_parts_is_an_error(run_folder: Path) -> None:
+    model = small_model()
+    checkpoints = Checkpoints(run_folder)
+    with pytest.raises(STGTError, match="initial_weights"):
+        checkpoints.restore(abstract_state(STGT(model), CONFIG, one_device()), model)
+    checkpoints.close()
+
+
+def test_missing_folder_and_folder_without_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(STGTError, match="no such folder; give that of a run"):
+        load_params(tmp_path / "nowhere", MODEL)
+    with pytest.raises(STGTError, match="has no checkpoints; give the folder of a run"):
+        load_params(tmp_path, MODEL)
+
+
+@pytest.mark.parametrize("file", ["largest", "_METADATA", "manifest.ocdbt"])
+def test_truncated_checkpoint_is_named(damaged_folder: Path, file: str) -> None:
+    params = damaged_folder / "checkpoints" / "2" / "params"
+    files = [f for f in params.rglob("*") if f.is_file()]
+    victim = max(files, key=lambda f: f.stat().st_size) if file == "largest" else params / file
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    with pytest.raises(STGTError, match="incomplete or damaged") as error:
+        load_params(damaged_folder, MODEL)
+    assert str(params) in one_line(error)
+
+
+def test_checkpoint_without_its_arrays_is_named(damaged_folder: Path) -> None:
+    optimizer = damaged_folder / "checkpoints" / "2" / "optimizer"
+    shutil.rmtree(optimizer)
+    checkpoints = Checkpoints(damaged_folder)
+    with pytest.raises(STGTError, match="incomplete or damaged") as error:
+        checkpoints.restore(abstract_state(STGT(MODEL), CONFIG, one_device()), MODEL)
+    checkpoints.close()
+    assert str(optimizer) in one_line(error)
+
+
+def test_config_comes_back_and_other_sections_stay(tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny(), dtype="bfloat16")
+    save_config(tmp_path, train=CONFIG)
+    save_config(tmp_path, model=config)
+    assert load_config(tmp_path) == config
+    assert load_config(tmp_path / "checkpoints" / "7") == config
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == CONFIG.num_steps
+
+
+def test_bad_config_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(STGTError, match=r"has no config\.json"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": {"vision": {"widht": 3}}}')
+    with pytest.raises(STGTError, match=r"vision\.widht is not an option; did you mean 'width'"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model"')
+    with pytest.raises(STGTError, match="is no config of a model"):
+        load_config(tmp_path)

@@ -1,0 +1,130 @@
+"""Whole runs: their logs and checkpoints, going on after a crash, and how they stop."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from small import Batches, small_model, small_training
+
+from stgt_jax.errors import STGTError
+from stgt_jax.models.stgt import STGT
+from stgt_jax.train.checkpoint import load_config, load_params
+from stgt_jax.train.loop import train
+
+MODEL = small_model()  # with dropout: the random numbers must go on too
+CONFIG = small_training(num_steps=7, checkpoint_every=2, eval_every=3, keep_last=2, log_every=2)
+
+
+def one_run(workdir: Path, batches: Batches, **options: Any) -> dict[str, float]:
+    def evaluate(params: Any) -> dict[str, float]:
+        return {"t2v_r1": -float(params["temperature"])}
+
+    return train(MODEL, CONFIG, batches, workdir, evaluate=evaluate, devices=jax.devices()[:1], **options)
+
+
+def lines(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, one_run(workdir, Batches())
+
+
+@pytest.fixture(scope="module")
+def crashed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run cut off after step 4 was saved and step 5 done."""
+    workdir = tmp_path_factory.mktemp("crashed")
+    with pytest.raises(KeyboardInterrupt):
+        one_run(workdir, Batches(dies_at=7))
+    return workdir
+
+
+def test_every_step_and_validation_is_logged(whole_run: tuple[Path, dict[str, float]]) -> None:
+    workdir, final = whole_run
+    assert [line["step"] for line in lines(workdir) if "loss" in line] == list(range(1, 8))
+    assert [line["step"] for line in lines(workdir) if "validation/t2v_r1" in line] == [3, 6, 7]
+    assert final["loss"] == [line["loss"] for line in lines(workdir) if "loss" in line][-1]
+    assert {"validation/t2v_r1", "learning_rate", "grad_norm", "accuracy_t2v"} <= final.keys()
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_last_and_best_checkpoints_and_config_are_kept(whole_run: tuple[Path, dict[str, float]]) -> None:
+    workdir, _ = whole_run
+    recall = {line["step"]: line["validation/t2v_r1"] for line in lines(workdir) if "validation/t2v_r1" in line}
+    kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    assert kept == {6, 7, max(recall, key=recall.get)}
+    assert load_config(workdir) == MODEL
+
+
+def test_saved_parameters_are_those_validated(whole_run: tuple[Path, dict[str, float]]) -> None:
+    workdir, final = whole_run
+    assert float(load_params(workdir, MODEL)["temperature"]) == -final["validation/t2v_r1"]
+
+
+def test_resumed_run_is_the_uninterrupted_one_to_the_bit(
+    whole_run: tuple[Path, dict[str, float]], crashed_run: Path
+) -> None:
+    workdir, final = whole_run
+    assert max(line["step"] for line in lines(crashed_run)) == 6
+    assert one_run(crashed_run, Batches(), resume=True) == final
+    assert lines(crashed_run) == lines(workdir)
+    jax.tree.map(np.testing.assert_array_equal, load_params(crashed_run, MODEL), load_params(workdir, MODEL))
+
+
+def test_resuming_a_finished_run_changes_nothing(whole_run: tuple[Path, dict[str, float]]) -> None:
+    workdir, final = whole_run
+    before = lines(workdir)
+    assert one_run(workdir, Batches(), resume=True) == final
+    assert lines(workdir) == before
+
+
+def test_workdir_in_use_needs_resume(whole_run: tuple[Path, dict[str, float]]) -> None:
+    with pytest.raises(STGTError, match="use --resume or another workdir"):
+        one_run(whole_run[0], Batches())
+
+
+def test_nan_stops_with_step_and_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(STGTError, match="loss is nan at step 4") as error:
+        one_run(tmp_path, Batches(poisoned=4))
+    good = tmp_path / "checkpoints" / "3"
+    assert f"last good checkpoint: {good};" in str(error.value) and "\n" not in str(error.value)
+    assert sorted(path.name for path in good.parent.iterdir()) == ["2", "3"]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(good, MODEL)))
+
+
+def test_nan_before_any_checkpoint_says_so_and_resume_starts_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(STGTError, match="loss is nan at step 1; no checkpoint was saved before"):
+        one_run(tmp_path, Batches(poisoned=1), resume=True)
+    assert "no checkpoint to resume from; starting anew" in capsys.readouterr().err
+
+
+def test_data_that_ends_is_an_error(tmp_path: Path) -> None:
+    class Empty(Batches):
+        def __next__(self) -> dict[str, np.ndarray]:
+            raise StopIteration
+
+    with pytest.raises(STGTError, match="ended before step 1"):
+        one_run(tmp_path, Empty())
+
+
+def test_second_stage_starts_from_the_first_ones_weights(
+    whole_run: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    first, _ = whole_run
+    config = small_training(num_steps=7, initial_weights=str(first))
+    seen = []
+
+    class Recorder(Batches):
+        def __next__(self) -> dict[str, np.ndarray]:
+            raise KeyboardInterrupt
+
+    assert STGT and seen == []
+    with pytest.raises(KeyboardInterrupt):
+        train(MODEL, config, Recorder(), tmp_path, devices=jax.devices()[:1])
