@@ -68,7 +68,9 @@ def _background(scene: Scene, rng: np.random.Generator) -> Image.Image:
     ys, xs = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j]
     gradient = rng.uniform(0, 0.2) * (np.cos(direction) * xs + np.sin(direction) * ys)
     cells = rng.integers(4, 13)
-    texture = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32)).resize((size, size), Image.BICUBIC)
+    texture = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     plane = gradient + rng.uniform(0, 0.04) * np.asarray(texture)
     image = Image.fromarray((255 * (tint + plane[..., None])).clip(0, 120).astype(np.uint8))
     draw = ImageDraw.Draw(image)
@@ -132,8 +134,8 @@ def _travel(
     along = margin + rng.uniform(0, 0.08) + progress * (1 - 2 * margin - rng.uniform(0.08, 0.16))
     if direction in ("from right to left", "from bottom to top"):
         along = 1 - along
-    across = across + rng.uniform(-0.05, 0.05) * (progress - 0.5)
-    x, y = (along, across) if direction in ("from left to right", "from right to left") else (across, along)
+    lane = across + rng.uniform(-0.05, 0.05) * (progress - 0.5)
+    x, y = (along, lane) if direction in ("from left to right", "from right to left") else (lane, along)
     return _track(t, x, y, diameter, rng.uniform(-8, 8), visible)
 
 
@@ -173,7 +175,8 @@ def _appear_in_turn(scene: Scene, t: np.ndarray, rng: np.random.Generator) -> li
     tracks = []
     for actor, visible in zip(scene.actors, (t < switch - gap, t > switch + gap), strict=True):
         diameter = _diameter(actor, rng)
-        tracks.append(_track(t, *_place(diameter, rng), diameter, rng.uniform(-8, 8), visible))
+        x, y = _place(diameter, rng)
+        tracks.append(_track(t, x, y, diameter, rng.uniform(-8, 8), visible))
     return tracks
 
 

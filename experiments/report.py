@@ -293,17 +293,22 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child { text-align: left; padding-left: 0; font-weight: 500; min-width: 9.5rem; }
+th:first-child { text-align: left; padding-left: 0; font-weight: 500; min-width: 7rem; }
 thead th { color: var(--faint); font-weight: 500; font-size: .82rem; vertical-align: bottom; }
 figure { margin: 0; }
 figcaption { color: var(--faint); font-size: .78rem; padding-top: 2px; overflow-wrap: anywhere; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 20px; }
 .pair figure { max-width: 560px; }
-.hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 10px; }
+.hits { display: grid; grid-template-columns: repeat(5, 1fr); gap: 10px; }
 .hit { border: 3px solid var(--line); border-radius: 8px; padding: 4px; }
 .hit.right { border-color: var(--green); }
 .hit.right figcaption { color: var(--green); font-weight: 600; }
-@media (max-width: 600px) { section { padding: 14px; } main { padding: 12px 8px 40px; } th, td { padding: 6px 8px; } }
+@media (max-width: 700px) {
+  section { padding: 14px; }
+  main { padding: 12px 8px 40px; }
+  th, td { padding: 6px 7px; }
+  .hits { grid-template-columns: repeat(2, 1fr); }
+}
 """
 
 _PAGE = """<!DOCTYPE html>

@@ -1,7 +1,8 @@
 """The losses of both stages: VTC or CSAL, VTM with hard negatives, VTG (paper section 3.3, SPEC section 4).
 
-All are written on the global batch. Under `jit` with a batch sharded over devices the compiler inserts the collectives, so
-one device and many compute the same numbers. Letters: B clips, Q queries, E alignment width, S text length, V vocabulary.
+All are written on the global batch. Under `jit` with a batch sharded over devices the compiler inserts the
+collectives, so one device and many compute the same numbers. Letters: B clips, Q queries, E alignment width, S text
+length, V vocabulary.
 """
 
 from collections.abc import Mapping

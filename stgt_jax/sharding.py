@@ -17,9 +17,9 @@ from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
 
 # Name of a parameter -> mesh axes of its trailing dimensions; the first pattern found decides. Leading dimensions, such
-# as the layer axis of stacked blocks, stay whole; a parameter without a rule (norms, biases, tables) every device holds.
-# Products into a wide space split their columns, those back into the residual stream their rows: then the activations
-# between the two need no exchange.
+# as the layer axis of stacked blocks, stay whole. Every device holds the parameters without a rule: norms, biases and
+# tables. Products into a wide space split their columns, those back into the residual stream their rows: then the
+# activations between the two need no exchange.
 RULES = (
     (r"/patch_embed/kernel$", (None, None, None, "fsdp")),  # height, width, colour, D
     (r"/embedding$", ("tensor", "fsdp")),  # words, H

@@ -37,7 +37,9 @@ def test_mesh_of_one_device() -> None:
     assert make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=3, fsdp=2), MeshConfig(fsdp=3), MeshConfig(data=1), MeshConfig(fsdp=16)])
+@pytest.mark.parametrize(
+    "config", [MeshConfig(data=3, fsdp=2), MeshConfig(fsdp=3), MeshConfig(data=1), MeshConfig(fsdp=16)]
+)
 def test_impossible_mesh_says_product_and_number_of_devices(config: MeshConfig) -> None:
     with pytest.raises(STGTError, match=r"= \d+ devices but there are 8") as error:
         make_mesh(config)

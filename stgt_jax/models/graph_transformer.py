@@ -1,7 +1,7 @@
 """Spatio-temporal graph transformer: frame tokens enriched over neighbouring frames, then condensed (paper section 3.2,
 SPEC section 2).
 
-[B, T, L, D] ViT tokens -> [B, M, D]; M = T * (1 + 2G) for a video, L for an image. All LayerNorms have float32 statistics.
+[B, T, L, D] ViT tokens -> [B, M, D]; M = T * (1 + 2G) for a video, L for an image. LayerNorms have float32 statistics.
 """
 
 import math

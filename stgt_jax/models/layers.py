@@ -32,8 +32,8 @@ def stack(block: type[nn.Module], length: int, *, scan: bool, remat: bool, in_ax
     """Repeats a block `length` times, its parameters stacked along a leading layer axis.
 
     `block.__call__(carry, *inputs, train)` returns (carry, output); `in_axes` says for each of `inputs` whether it
-    has a layer axis (0) or is the same for all layers (nn.broadcast). The parameters have one layout and the results
-    are the same whether the layers run as a loop (`scan`) or unrolled, recomputed in the backward pass (`remat`) or not.
+    has a layer axis (0) or is the same for all layers (nn.broadcast). The parameters' layout and the results are the
+    same whether the layers run as a loop (`scan`) or unrolled, recomputed in the backward pass (`remat`) or not.
     """
     if remat:
         block = nn.remat(block, prevent_cse=not scan, static_argnums=(len(in_axes) + 2,))
@@ -97,7 +97,7 @@ class MlpBlock(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """CLIP's pre-norm block: x += MHA(ln_1(x)); x += MLP(ln_2(x)), QuickGELU, hidden width 4D. [B, S, D] -> the same."""
+    """CLIP's pre-norm block, x += MHA(ln_1(x)); x += MLP(ln_2(x)) with QuickGELU and 4D hidden: [B, S, D] -> same."""
 
     num_heads: int
     dtype: jnp.dtype

@@ -1,8 +1,8 @@
-"""BLIP-2 Q-Former: one BERT whose learned queries read the vision tokens, under three attention patterns (paper Figure 2,
-SPEC section 3).
+"""BLIP-2 Q-Former: one BERT whose learned queries read the vision tokens, under three attention patterns (paper
+Figure 2, SPEC section 3).
 
-Unimodal: queries and text never meet. Matching: both see each other. Grounded generation: the text is causal and sees the
-queries, here through the queries' hidden states of every layer, computed once in the unimodal pass.
+Unimodal: queries and text never meet. Matching: both see each other. Grounded generation: the text is causal and sees
+the queries, here through the queries' hidden states of every layer, computed once in the unimodal pass.
 Letters: B batch, M vision tokens, Q queries, S text length, H width, V vocabulary.
 """
 
@@ -58,7 +58,7 @@ class QFormerLayer(nn.Module):
 
 
 class QFormerGroup(nn.Module):
-    """`num_layers` layers, the first with cross attention. Carries (queries, text), gives each layer's incoming queries."""
+    """`num_layers` layers, the first with cross attention; carries (queries, text), gives every layer's own queries."""
 
     config: QFormerConfig
     dtype: jnp.dtype
@@ -123,7 +123,7 @@ class QFormer(nn.Module):
         return self._layers(queries, text, vision_tokens, mask=seen[:, None, None, :], train=train)[0][0]
 
     def decode(self, cache: Any, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False) -> jax.Array:
-        """Grounded generation: causal text on the queries of `encode_queries`. [B, S] -> next-token logits [B, S, V]."""
+        """Grounded generation: causal text that sees the encoded queries. [B, S] -> next-token logits [B, S, V]."""
         batch, length = input_ids.shape
         causal = jnp.tril(jnp.ones((length, length), bool)) & attention_mask[:, None, None, :].astype(bool)
         sees_queries = jnp.ones((batch, 1, length, self.config.num_queries), bool)

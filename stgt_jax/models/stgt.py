@@ -1,7 +1,7 @@
 """STGT, the whole: ViT -> graph transformer -> Q-Former, and the heads that align video with text (paper Figure 1).
 
-Letters: B videos, T frames, L tokens per frame, D vision width, M graph tokens, Q queries, H Q-Former width, S text length,
-E alignment width, V vocabulary.
+Letters: B videos, T frames, L tokens per frame, D vision width, M graph tokens, Q queries, H Q-Former width,
+S text length, E alignment width, V vocabulary.
 """
 
 from typing import Any
@@ -31,12 +31,12 @@ class STGT(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        loop = {"dtype": dtype, "scan": config.scan_layers, "remat": config.remat}
-        self.vision = VisionTransformer(config.vision, **loop)
+        loop = (dtype, config.scan_layers, config.remat)
+        self.vision = VisionTransformer(config.vision, *loop)
         if config.graph.variant != "none":
-            self.graph = GraphTransformer(config.graph, **loop)
+            self.graph = GraphTransformer(config.graph, *loop)
         self.ln_vision = layer_norm(1e-5, dtype)
-        self.qformer = QFormer(config.qformer, **loop)
+        self.qformer = QFormer(config.qformer, *loop)
         self.vision_proj = nn.Dense(config.embed_dim, dtype=dtype)
         self.text_proj = nn.Dense(config.embed_dim, dtype=dtype)
         self.itm_head = nn.Dense(2, dtype=dtype)
@@ -61,10 +61,11 @@ class STGT(nn.Module):
           [layers, B, N, D], the nodes of each graph block and what its attention gave (absent without the graph
           module); query_states [B, Q, H]; video_embed [B, Q, E], float32 of norm 1; query_cache for `decode`.
         """
-        frames = rearrange(normalize_frames(video, self.ln_vision.dtype), "b t h w c -> (b t) h w c")
+        frames = rearrange(normalize_frames(video, jnp.dtype(self.config.dtype)), "b t h w c -> (b t) h w c")
         vit_tokens = rearrange(self.vision(frames, train=train), "(b t) l d -> b t l d", b=video.shape[0])
+        intermediates: dict[str, jax.Array] = {}
         if self.config.graph.variant == "none":
-            graph_tokens, intermediates = vit_tokens.mean(axis=1), {}
+            graph_tokens = vit_tokens.mean(axis=1)
         else:
             graph_tokens, intermediates = self.graph(vit_tokens, train=train)
         query_states, query_cache = self.qformer.encode_queries(self.ln_vision(graph_tokens), train=train)
@@ -86,7 +87,7 @@ class STGT(nn.Module):
     def match(
         self, graph_tokens: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
     ) -> jax.Array:
-        """Scores pairs of a video and a text: [B, M, D], [B, S], [B, S] -> logits [B, 2] float32; class 1 is a match."""
+        """Scores pairs of video and text: [B, M, D], [B, S], [B, S] -> logits [B, 2] float32; class 1 is a match."""
         states = self.qformer.match(self.ln_vision(graph_tokens), input_ids, attention_mask, train=train)
         return self.itm_head(states).astype(jnp.float32).mean(axis=1)
 
@@ -124,7 +125,7 @@ def generate(model: STGT, params: Any, query_cache: Any, *, max_length: int) -> 
     def step(i, carry):
         ids, ended = carry
         mask = jnp.broadcast_to(jnp.arange(max_length) < i, ids.shape)
-        logits = model.apply({"params": params}, query_cache, ids, mask, method="decode")
+        logits = jnp.asarray(model.apply({"params": params}, query_cache, ids, mask, method="decode"))
         token = jnp.where(ended, config.pad_token_id, logits[:, i - 1].argmax(axis=-1)).astype(jnp.int32)
         return ids.at[:, i].set(token), ended | (token == config.sep_token_id)
 

@@ -1,4 +1,4 @@
-"""Graph attention: the cosine-similarity graph over neighbouring frames, its weights multiplied into the attention scores.
+"""Graph attention: the weights of a cosine-similarity graph over neighbouring frames, multiplied into attention scores.
 
 The nodes are the P local tokens of T frames, N = T * P, frame after frame. The graph is never learned: it is computed
 from the nodes under a stop-gradient. Source: paper section 3.2 and SPEC section 2, step 3.

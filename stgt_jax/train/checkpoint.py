@@ -12,9 +12,9 @@ import base64
 import dataclasses
 import json
 import math
+import os
 import typing
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 import flax.serialization
@@ -33,7 +33,7 @@ from stgt_jax.models.stgt import STGT
 from stgt_jax.train.state import TrainState, abstract_params, init_params, merge_params, split_params
 
 BEST_METRIC = "t2v_r1"  # of the validation: the checkpoint where it is highest is kept
-PathLike = str | PurePath | epath.Path
+PathLike = str | os.PathLike[str]
 
 
 class Checkpoints:
@@ -47,7 +47,7 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(best_fn=_score, preservation_policy=policy)
-        self._folder = epath.Path(workdir).absolute() / "checkpoints"
+        self._folder = _absolute(workdir) / "checkpoints"
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     @property
@@ -94,7 +94,7 @@ class Checkpoints:
           The state and this process' loader state. Raises STGTError for a checkpoint of another model or training, and
           for a damaged one.
         """
-        folder = self.path(self.latest_step)
+        folder = self.path(self._manager.latest_step())
         params = _restore(folder / "params", merge_params(template.params, template.frozen))
         template_opt = flax.serialization.to_state_dict(template.opt_state)
         optimizer = _restore(folder / "optimizer", {"step": template.step, "opt_state": template_opt})
@@ -129,7 +129,7 @@ def load_params(path: PathLike, config: ModelConfig, mesh: Mesh | None = None) -
     Returns:
       The whole parameter tree. Raises STGTError where there is no checkpoint, it is of another model size or damaged.
     """
-    model, folder = STGT(config), _checkpoint_folder(epath.Path(path).absolute())
+    model, folder = STGT(config), _checkpoint_folder(_absolute(path))
     if mesh is not None:
         template = abstract_params(model, mesh)
     else:
@@ -150,8 +150,8 @@ def save_config(workdir: PathLike, **sections: Any) -> None:
 
 def load_config(path: PathLike) -> ModelConfig:
     """The model's config from config.json in the folder of a run, or beside the checkpoint folder given."""
-    path = epath.Path(path)
-    file = next((f for f in (path / "config.json", _config_file(path)) if f.exists()), None)
+    folder = _absolute(path)
+    file = next((f for f in (folder / "config.json", _config_file(folder)) if f.exists()), None)
     if file is None:
         raise STGTError(f"{path}: has no config.json; give the folder of a run (its --workdir)")
     try:
@@ -169,12 +169,17 @@ def _dataclass_from(cls: type, values: Mapping[str, Any], section: str) -> Any:
     return cls(**{**values, **nested})
 
 
+def _absolute(path: PathLike) -> epath.Path:
+    given = epath.Path(path)
+    return given if given.is_absolute() else given.absolute()  # absolute() would spoil the address of a bucket
+
+
 def _score(metrics: Mapping[str, float]) -> float:
     return metrics.get(BEST_METRIC, -math.inf)
 
 
 def _config_file(checkpoint: epath.Path) -> epath.Path:
-    return checkpoint.absolute().parent.parent / "config.json"
+    return checkpoint.parent.parent / "config.json"
 
 
 def _checkpoint_folder(path: epath.Path) -> epath.Path:

@@ -25,7 +25,7 @@ class RunLog:
         """Continues the logs after step `start`; lines of later steps, of a run cut off after a checkpoint, go."""
         self.final: dict[str, float] = {}
         self._config = config
-        self._clock = None  # (step, time) from which the speed is counted
+        self._clock: tuple[int, float] | None = None  # (step, time) from which the speed is counted
         self._writes = jax.process_index() == 0
         kept = _lines_until(workdir / "metrics.jsonl", start)
         for line in kept:

@@ -74,7 +74,8 @@ def train(
         state, loader_state = _first_state(model, config, mesh, checkpoints, initial_params)
         if loader_state is not None:
             train_iterator.set_state(loader_state)
-        save_config(workdir, model=model_config, train=config)
+        if jax.process_index() == 0:
+            save_config(workdir, model=model_config, train=config)
         start = int(state.step)
         with RunLog(workdir, start, config) as log:
             running = None  # the step on the device, and its metrics to come
@@ -84,11 +85,11 @@ def train(
                 if running:
                     _settle(*running, log, checkpoints)
                 running = step, metrics
-                validates = evaluate is not None and _is_due(step, config.eval_every, config)
+                validates = _is_due(step, config.eval_every, config)
                 if validates or _is_due(step, config.checkpoint_every, config):
                     _settle(*running, log, checkpoints)
                     running = None
-                    validation = _validate(evaluate, state, step, log) if validates else {}
+                    validation = _validate(evaluate, state, step, log) if evaluate and validates else {}
                     _save(step, state, train_iterator.get_state(), validation, checkpoints)
             return log.final
 

@@ -6,7 +6,6 @@ The state is shaped without computing anything, given its layout on the mesh, an
 
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from stgt_jax.config import ModelConfig, TrainConfig
+from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import param_shardings
 from stgt_jax.train.optimizer import make_optimizer
 
@@ -30,7 +30,8 @@ class TrainState:
 
 def split_params(params: Any, config: ModelConfig) -> tuple[Any, Any]:
     """Parts a parameter tree into (trainable, frozen) trees; `merge_params` puts them together again."""
-    trainable, frozen = {}, {}
+    trainable: dict[tuple[str, ...], Any] = {}
+    frozen: dict[tuple[str, ...], Any] = {}
     for path, leaf in flatten_dict(params).items():
         (frozen if _is_frozen(path, config) else trainable)[path] = leaf
     return unflatten_dict(trainable), unflatten_dict(frozen)
@@ -47,7 +48,7 @@ def _is_frozen(path: tuple[str, ...], config: ModelConfig) -> bool:
     return config.vision.freeze and path[0] == "vision" and path[1] != "open_blocks"
 
 
-def init_params(model: nn.Module, rng: jax.Array) -> Any:
+def init_params(model: STGT, rng: jax.Array) -> Any:
     """Random parameters of an `STGT` model. Run it under jit or `jax.eval_shape`: neither computes the forward pass."""
     vision, frames, text = model.config.vision, model.config.graph.num_frames, model.config.qformer.max_text_length
     video = jnp.zeros((1, frames, vision.image_size, vision.image_size, 3), jnp.uint8)  # [B, T, H, W, 3]
@@ -55,18 +56,18 @@ def init_params(model: nn.Module, rng: jax.Array) -> Any:
     return model.init(rng, video, input_ids, jnp.ones_like(input_ids))["params"]
 
 
-def abstract_params(model: nn.Module, mesh: Mesh) -> Any:
+def abstract_params(model: STGT, mesh: Mesh) -> Any:
     """Shape, dtype and layout on `mesh` of every parameter, as `jax.ShapeDtypeStruct`s."""
     return _with_shardings(jax.eval_shape(lambda: init_params(model, jax.random.key(0))), mesh)
 
 
-def abstract_state(model: nn.Module, config: TrainConfig, mesh: Mesh) -> TrainState:
+def abstract_state(model: STGT, config: TrainConfig, mesh: Mesh) -> TrainState:
     """Shape, dtype and layout on `mesh` of the whole state, as `jax.ShapeDtypeStruct`s."""
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     return _with_shardings(jax.eval_shape(lambda p: _new_state(model, config, p), params), mesh)
 
 
-def init_state(model: nn.Module, config: TrainConfig, mesh: Mesh, params: Any = None) -> TrainState:
+def init_state(model: STGT, config: TrainConfig, mesh: Mesh, params: Any = None) -> TrainState:
     """The state at step 0, laid out on `mesh`.
 
     Args:
@@ -85,7 +86,7 @@ def init_state(model: nn.Module, config: TrainConfig, mesh: Mesh, params: Any = 
     return copy_and_create(params)
 
 
-def _new_state(model: nn.Module, config: TrainConfig, params: Any) -> TrainState:
+def _new_state(model: STGT, config: TrainConfig, params: Any) -> TrainState:
     trainable, frozen = split_params(params, model.config)
     opt_state = make_optimizer(config.optimizer, config.num_steps).init(trainable)
     return TrainState(step=jnp.zeros((), jnp.int32), params=trainable, frozen=frozen, opt_state=opt_state)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from stgt_jax.config import TrainConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.losses import stgt_losses
+from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import batch_sharding, replicated
 from stgt_jax.train.optimizer import make_optimizer, make_schedule
 from stgt_jax.train.state import TrainState, abstract_state, merge_params
@@ -22,7 +22,7 @@ Metrics = dict[str, jax.Array]
 
 
 def make_train_step(
-    model: nn.Module, config: TrainConfig, mesh: Mesh
+    model: STGT, config: TrainConfig, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted function (state, batch) -> (state, metrics).
 
@@ -45,7 +45,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(gradients)}
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return TrainState(state.step + 1, params, state.frozen, opt_state), metrics
 
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))
     return jax.jit(
@@ -57,7 +57,7 @@ def make_train_step(
 
 
 def _mean_gradients(
-    model: nn.Module, config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch, rng: jax.Array
+    model: STGT, config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch, rng: jax.Array
 ) -> tuple[Any, Metrics]:
     """Gradients and metrics of the batch, or their means over its microbatches, one after the other."""
 
@@ -85,6 +85,6 @@ def _mean_gradients(
 
 
 def _microbatches(array: jax.Array, steps: int, mesh: Mesh) -> jax.Array:
-    """[B, ...] -> [steps, B / steps, ...]; microbatch i has examples i, i + steps, ..., so each device keeps its own."""
+    """[B, ...] -> [steps, B / steps, ...]; microbatch i has rows i, i + steps, ...: each device keeps its own."""
     array = array.reshape(-1, steps, *array.shape[1:]).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(None, ("data", "fsdp"))))

@@ -53,5 +53,5 @@ def test_json_has_plain_numbers_and_null_for_nan(tmp_path):
 
 def test_broken_json_is_named(tmp_path):
     (tmp_path / "f.json").write_text("{")
-    with pytest.raises(STGTError, match="f.json' cannot be read"):
+    with pytest.raises(STGTError, match=r"f\.json' cannot be read"):
         read_json(tmp_path / "f.json")

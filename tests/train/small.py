@@ -41,7 +41,10 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
 
 
 class Batches:
-    """Batch n is that of seed n, for ever; `poisoned` (a step from 1) has a video with a NaN, `dies_at` is a crash."""
+    """Batch n is that of seed n, for ever. The video is of floats, so that one can be a NaN without a new compilation.
+
+    `poisoned` is the step (from 1) whose video has a NaN, `dies_at` the one whose batch never comes.
+    """
 
     def __init__(self, *, poisoned: int = 0, dies_at: int = 0) -> None:
         self.taken, self.poisoned, self.dies_at = 0, poisoned, dies_at
@@ -51,10 +54,9 @@ class Batches:
         if self.taken == self.dies_at:
             raise KeyboardInterrupt
         batch = make_batch(self.taken)
-        if self.poisoned:  # float from the start, so that the step is compiled once
-            batch["video"] = batch["video"].astype(np.float32) / 255
-            if self.taken == self.poisoned:
-                batch["video"][3, 2, 5, 5, 1] = np.nan
+        batch["video"] = batch["video"].astype(np.float32) / 255
+        if self.taken == self.poisoned:
+            batch["video"][3, 2, 5, 5, 1] = np.nan
         return batch
 
     def get_state(self) -> bytes:
