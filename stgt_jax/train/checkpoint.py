@@ -4,6 +4,7 @@
     WORKDIR/checkpoints/STEP/params     the whole parameter tree, trainable and frozen: all that evaluation needs
                             /optimizer  step and optimizer state
                             /loader     position in the training data, of every process
+                            /checksums  of params and optimizer: storage that decays does not go unnoticed
 
 Paths go through etils.epath, so WORKDIR may be a bucket.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 import flax.serialization
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -75,10 +77,12 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        params = merge_params(state.params, state.frozen)
         optimizer = {"step": state.step, "opt_state": flax.serialization.to_state_dict(state.opt_state)}
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(merge_params(state.params, state.frozen)),
+            params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
+            checksums=ocp.args.JsonSave({"params": int(_checksum(params)), "optimizer": int(_checksum(optimizer))}),
             loader=ocp.args.JsonSave({"processes": _from_all_processes(_pack(loader_state))}),
         )
         self._manager.save(step, args=items, metrics=dict(metrics or {}))
@@ -203,9 +207,12 @@ def _restore(folder: epath.Path, template: Any) -> Any:
     _check_same_shapes(folder, saved, template)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder, template)
+            restored = checkpointer.restore(folder, template)
     except Exception as error:
         raise _damaged(folder, error) from error
+    if int(_checksum(restored)) != _restore_json(folder.parent / "checksums")[folder.name]:
+        raise _damaged(folder, ValueError("its numbers are not those that were saved"))
+    return restored
 
 
 def _restore_json(folder: epath.Path) -> Any:
@@ -222,6 +229,23 @@ def _damaged(folder: epath.Path, error: Exception) -> STGTError:
         f"{folder}: cannot be read, it is incomplete or damaged ({type(error).__name__}: {reason}); remove"
         f" {folder.parent} to go on from the checkpoint before, or give another"
     )
+
+
+@jax.jit
+def _checksum(tree: Any) -> jax.Array:
+    """A uint32 that any one damaged number changes, the same in every layout; leaves have dtypes of 4 bytes.
+
+    It sums the bits of the numbers times odd weights, which differ by position: sums of integers have no rounding, and
+    an odd weight loses no bit modulo 2**32.
+    """
+    total = jnp.uint32(0)
+    for index, leaf in enumerate(jax.tree.leaves(tree)):
+        position = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            position = position * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        total += (2 * index + 1) * jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+    return total
 
 
 def _check_same_shapes(folder: epath.Path, saved: Any, template: Any) -> None:

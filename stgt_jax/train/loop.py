@@ -85,7 +85,7 @@ def train(
                 if running:
                     _settle(*running, log, checkpoints)
                 running = step, metrics
-                validates = _is_due(step, config.eval_every, config)
+                validates = evaluate is not None and _is_due(step, config.eval_every, config)
                 if validates or _is_due(step, config.checkpoint_every, config):
                     _settle(*running, log, checkpoints)
                     running = None

@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what comes back, and what is said of those that cannot be used."""
 
 import dataclasses
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -130,6 +131,7 @@ def test_missing_folder_and_folder_without_checkpoints(tmp_path: Path) -> None:
         load_params(tmp_path, MODEL)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("file", ["largest", "_METADATA", "manifest.ocdbt"])
 def test_truncated_checkpoint_is_named(damaged_folder: Path, file: str) -> None:
     params = damaged_folder / "checkpoints" / "2" / "params"
@@ -139,6 +141,18 @@ def test_truncated_checkpoint_is_named(damaged_folder: Path, file: str) -> None:
     with pytest.raises(STGTError, match="incomplete or damaged") as error:
         load_params(damaged_folder, MODEL)
     assert str(params) in one_line(error)
+    del error
+    gc.collect()  # the reads that the storage library gave up complain now, not in a later test
+
+
+def test_one_wrong_bit_is_noticed(damaged_folder: Path) -> None:
+    params = damaged_folder / "checkpoints" / "2" / "params"
+    victim = max((f for f in params.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(STGTError, match="not those that were saved"):
+        load_params(damaged_folder, MODEL)
 
 
 def test_checkpoint_without_its_arrays_is_named(damaged_folder: Path) -> None:

@@ -1,0 +1,232 @@
+"""The model as a whole: what its options must not change, what training switches on, images and captions."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stgt_jax.config import LossConfig, ModelConfig, tiny
+from stgt_jax.losses import stgt_losses
+from stgt_jax.models.graph_transformer import condense, sincos_2d
+from stgt_jax.models.stgt import STGT, generate, normalize_frames
+
+
+def deep(**changes) -> ModelConfig:
+    """A tiny model with every block repeated."""
+    config = tiny()
+    return dataclasses.replace(
+        config,
+        graph=dataclasses.replace(config.graph, num_layers=2),
+        qformer=dataclasses.replace(config.qformer, depth=5),  # two groups of two, and a tail
+        **changes,
+    )
+
+
+def make_batch(num_frames: int = 4, batch: int = 3) -> dict:
+    rng = np.random.default_rng(0)
+    mask = np.ones((batch, 8), np.int32)
+    mask[1, 5:] = 0
+    return {
+        "video": jnp.asarray(rng.integers(0, 256, (batch, num_frames, 32, 32, 3), np.uint8)),
+        "input_ids": jnp.asarray(rng.integers(5, 60, (batch, 8), np.int32) * mask),
+        "attention_mask": jnp.asarray(mask),
+    }
+
+
+@functools.cache
+def make_params(config: ModelConfig):
+    return jax.jit(lambda: STGT(config).init(jax.random.key(0), **make_batch())["params"])()
+
+
+def run(config: ModelConfig, params, batch) -> dict:
+    return jax.jit(lambda p: STGT(config).apply({"params": p}, **batch))(params)
+
+
+@functools.cache
+def losses_and_grads(config: ModelConfig):
+    def loss(params):
+        return stgt_losses(STGT(config), params, make_batch(), jax.random.key(0), LossConfig(), train=False)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(make_params(deep()))
+
+
+@pytest.mark.parametrize("changes", [{"scan_layers": False}, {"remat": True}, {"scan_layers": False, "remat": True}])
+def test_scan_and_remat_leave_losses_and_gradients_unchanged(changes: dict) -> None:
+    chex.assert_trees_all_equal_shapes(make_params(deep()), make_params(deep(**changes)))
+    chex.assert_trees_all_close(losses_and_grads(deep(**changes)), losses_and_grads(deep()), rtol=2e-4, atol=1e-6)
+
+
+def test_shapes_and_norms() -> None:
+    config = tiny()
+    out = run(config, make_params(config), make_batch())
+    grid, patches = 4, 16
+    chex.assert_shape(out["vit_tokens"], (3, 4, 1 + patches, 32))
+    chex.assert_shape(out["graph_tokens"], (3, 4 * (1 + 2 * grid), 32))
+    chex.assert_shape([out["local_tokens"], out["graph_attention"]], (1, 3, 4 * patches, 32))
+    chex.assert_shape(out["video_embed"], (3, 4, 16))
+    chex.assert_shape(out["text_embed"], (3, 16))
+    chex.assert_shape(out["match_logits"], (3, 2))
+    chex.assert_shape(out["decode_logits"], (3, 8, 64))
+    chex.assert_trees_all_close(jnp.linalg.norm(out["video_embed"], axis=-1), jnp.ones((3, 4)), atol=1e-5)
+    chex.assert_trees_all_close(jnp.linalg.norm(out["text_embed"], axis=-1), jnp.ones(3), atol=1e-5)
+
+
+def test_image_passes_through_the_same_functions() -> None:
+    config = tiny()
+    out = run(config, make_params(config), make_batch(num_frames=1))
+    chex.assert_shape(out["graph_tokens"], (3, 17, 32))  # an image keeps all its tokens
+    chex.assert_tree_all_finite(out)
+
+
+@pytest.mark.parametrize("num_frames", [2, 7])
+def test_clips_of_another_length_than_the_time_embedding(num_frames: int) -> None:
+    config = tiny()
+    out = run(config, make_params(config), make_batch(num_frames))
+    chex.assert_shape(out["graph_tokens"], (3, num_frames * 9, 32))
+    chex.assert_tree_all_finite(out)
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters() -> None:
+    config = dataclasses.replace(tiny(), dtype="bfloat16")
+    params = make_params(config)
+    chex.assert_trees_all_equal_dtypes(params, jax.tree.map(lambda x: x.astype(jnp.float32), params))
+    rounded, exact = run(config, params, make_batch()), run(tiny(), params, make_batch())
+    chex.assert_type(rounded["vit_tokens"], jnp.bfloat16)
+    for name in ("video_embed", "text_embed", "match_logits"):
+        chex.assert_type(rounded[name], jnp.float32)
+        np.testing.assert_allclose(rounded[name], exact[name], atol=0.1)
+
+
+def test_padding_changes_no_score() -> None:
+    config, batch = tiny(), make_batch()
+    before = run(config, make_params(config), batch)
+    other = {**batch, "input_ids": jnp.where(batch["attention_mask"] == 0, 7, batch["input_ids"])}
+    after = run(config, make_params(config), other)
+    for name in ("text_embed", "match_logits"):
+        np.testing.assert_allclose(before[name], after[name], atol=1e-6)
+    kept = np.asarray(batch["attention_mask"], bool)
+    np.testing.assert_allclose(before["decode_logits"][kept], after["decode_logits"][kept], atol=1e-5)
+
+
+def test_generation_sees_no_later_word_and_matching_does() -> None:
+    config, batch = tiny(), make_batch()
+    before = run(config, make_params(config), batch)
+    after = run(config, make_params(config), {**batch, "input_ids": batch["input_ids"].at[:, 4].set(6)})
+    np.testing.assert_allclose(before["decode_logits"][:, :4], after["decode_logits"][:, :4], atol=1e-5)
+    assert np.abs(before["decode_logits"][:, 4] - after["decode_logits"][:, 4]).max() > 1e-3
+    assert np.abs(before["match_logits"] - after["match_logits"]).max() > 1e-6
+
+
+@pytest.mark.parametrize("option", ["vision.dropout", "vision.drop_path", "graph.dropout", "qformer.dropout"])
+def test_every_kind_of_dropout_acts_in_training_alone_and_follows_its_key(option: str) -> None:
+    part, name = option.split(".")
+    config = tiny()
+    off = {
+        "vision": dataclasses.replace(config.vision, dropout=0.0, drop_path=0.0),
+        "graph": dataclasses.replace(config.graph, dropout=0.0),
+        "qformer": dataclasses.replace(config.qformer, dropout=0.0),
+    }
+    off[part] = dataclasses.replace(off[part], **{name: 0.5})
+    model = STGT(dataclasses.replace(config, **off))
+    video = make_batch(batch=2)["video"]
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def embed(key, train):
+        rngs = {"dropout": key}
+        return model.apply({"params": make_params(config)}, video, train=train, method="encode_video", rngs=rngs)[
+            "video_embed"
+        ]
+
+    first, second = jax.random.key(1), jax.random.key(2)
+    chex.assert_trees_all_equal(embed(first, True), embed(first, True))
+    assert np.abs(embed(first, True) - embed(second, True)).max() > 1e-4
+    chex.assert_trees_all_equal(embed(first, False), embed(second, False))
+
+
+def test_graph_variants_without_weights_and_without_graph() -> None:
+    outs = {}
+    for variant in ("full", "unweighted", "none"):
+        config = dataclasses.replace(tiny(), graph=dataclasses.replace(tiny().graph, variant=variant))
+        outs[variant] = run(config, make_params(config), make_batch())
+    chex.assert_trees_all_equal_shapes(make_params(tiny()), make_params(tiny()))
+    assert np.abs(outs["full"]["graph_tokens"] - outs["unweighted"]["graph_tokens"]).max() > 1e-4
+    chex.assert_trees_all_close(outs["none"]["graph_tokens"], outs["none"]["vit_tokens"].mean(axis=1), atol=1e-5)
+    assert "local_tokens" not in outs["none"]
+
+
+def test_only_time_order_tells_the_graph_apart_from_a_mean_over_frames() -> None:
+    batch = make_batch()
+    reversed_batch = {**batch, "video": batch["video"][:, ::-1]}
+    differences = {}
+    for variant in ("full", "none"):
+        config = dataclasses.replace(tiny(), graph=dataclasses.replace(tiny().graph, variant=variant))
+        params = make_params(config)
+        ordered, backward = (run(config, params, x)["video_embed"] for x in (batch, reversed_batch))
+        differences[variant] = np.abs(ordered - backward).max()
+    assert differences["none"] < 1e-5 < 1e-3 < differences["full"]
+
+
+def test_frozen_encoder_with_open_blocks_computes_the_same() -> None:
+    params = make_params(tiny())
+    blocks = params["vision"]["blocks"]
+    split = {
+        "blocks": jax.tree.map(lambda x: x[:1], blocks),
+        "open_blocks": jax.tree.map(lambda x: x[1:], blocks),
+    }
+    vision = dataclasses.replace(tiny().vision, freeze=True, open_blocks=1)
+    config = dataclasses.replace(tiny(), vision=vision)
+    opened = run(config, {**params, "vision": {**params["vision"], **split}}, make_batch())
+    chex.assert_trees_all_close(opened["video_embed"], run(tiny(), params, make_batch())["video_embed"], atol=1e-6)
+
+
+def test_uint8_frames_are_normalised_as_clip_does() -> None:
+    frames = jnp.asarray([[[0, 128, 255]]], jnp.uint8)
+    expected = (np.array([0, 128, 255]) / 255 - [0.48145466, 0.4578275, 0.40821073]) / [
+        0.26862954,
+        0.26130258,
+        0.27577711,
+    ]
+    np.testing.assert_allclose(normalize_frames(frames, jnp.float32)[0, 0], expected, rtol=1e-5)
+
+
+def test_position_table_encodes_columns_then_rows_and_spares_the_global_token() -> None:
+    table = sincos_2d(grid=3, width=8)
+    chex.assert_shape(table, (10, 8))
+    np.testing.assert_array_equal(table[0], 0)
+    local = table[1:].reshape(3, 3, 8)
+    column = np.array([np.sin(2), np.sin(2 * 0.01), np.cos(2), np.cos(2 * 0.01)])
+    row = np.array([np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)])
+    np.testing.assert_allclose(local[1, 2], np.concatenate([column, row]), rtol=1e-6)
+
+
+def test_condensed_frames_hold_maxima_per_column_then_per_row() -> None:
+    x = np.random.default_rng(0).normal(size=(1, 2, 5, 3)).astype(np.float32)
+    out = np.asarray(condense(jnp.asarray(x)))
+    chex.assert_shape(out, (1, 10, 3))
+    local = x[0, 1, 1:].reshape(2, 2, 3)
+    expected = [x[0, 1, 0], *local.max(axis=0), *local.max(axis=1)]
+    np.testing.assert_array_equal(out[0, 5:], expected)
+
+
+def test_greedy_captions_follow_the_decoder_and_stop_at_sep() -> None:
+    config = tiny()
+    model, params, batch = STGT(config), make_params(config), make_batch()
+    cache = model.apply({"params": params}, batch["video"], method="encode_video")["query_cache"]
+    ids = np.asarray(jax.jit(lambda p, c: generate(model, p, c, max_length=6))(params, cache))
+    assert (ids[:, 0] == config.qformer.dec_token_id).all()
+    logits = model.apply({"params": params}, cache, ids, np.ones_like(ids), method="decode")
+    greedy = np.asarray(logits.argmax(axis=-1))
+    for row, best in zip(ids, greedy, strict=True):
+        ends = np.flatnonzero(row == config.qformer.sep_token_id)
+        last = ends[0] if len(ends) else len(row) - 1
+        np.testing.assert_array_equal(row[1 : last + 1], best[:last])
+        assert (row[last + 1 :] == config.qformer.pad_token_id).all()
+
+    ends_at_once = jax.tree.map(jnp.copy, params)
+    ends_at_once["qformer"]["lm_bias"] = ends_at_once["qformer"]["lm_bias"].at[config.qformer.sep_token_id].set(1e4)
+    ids = generate(model, ends_at_once, cache, max_length=6)
+    np.testing.assert_array_equal(ids[0], [config.qformer.dec_token_id, config.qformer.sep_token_id, 0, 0, 0, 0])
