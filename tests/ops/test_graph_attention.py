@@ -12,6 +12,9 @@ from absl.testing import parameterized
 from stgt_jax.ops.graph_attention import adjacency, graph_attention
 
 IMPLEMENTATIONS = ("dense", "banded")
+attend = jax.jit(
+    graph_attention, static_argnames=("num_frames", "sim_threshold", "weighted", "implementation", "dropout_rate")
+)
 HEADS, HEAD_DIM, WIDTH = 2, 4, 8
 
 
@@ -53,10 +56,10 @@ class GraphAttentionTest(chex.TestCase):
     @parameterized.product(implementation=IMPLEMENTATIONS, num_frames=(1, 2, 5))
     def test_equals_the_formula(self, implementation, num_frames):
         inputs = make_inputs(num_frames, patches=3)
-        attend = self.variant(
+        run = self.variant(
             functools.partial(graph_attention, num_frames=num_frames, sim_threshold=0.1, implementation=implementation)
         )
-        out = attend(**inputs)
+        out = run(**inputs)
         chex.assert_shape(out, inputs["query"].shape)
         expected = by_the_formula(**inputs, num_frames=num_frames, sim_threshold=0.1)
         chex.assert_trees_all_close(out, expected.astype(np.float32), atol=2e-6)
@@ -79,9 +82,9 @@ class GraphAttentionTest(chex.TestCase):
 def test_permuting_the_nodes_of_a_frame_permutes_the_output(implementation: str) -> None:
     inputs = make_inputs(num_frames=3, patches=4)
     order = np.concatenate([np.arange(4), 4 + np.array([2, 0, 3, 1]), 8 + np.arange(4)])
-    attend = functools.partial(graph_attention, num_frames=3, sim_threshold=0.0, implementation=implementation)
-    permuted = attend(**{name: x[:, order] for name, x in inputs.items()})
-    chex.assert_trees_all_close(permuted, attend(**inputs)[:, order], atol=1e-6)
+    run = functools.partial(attend, num_frames=3, sim_threshold=0.0, implementation=implementation)
+    permuted = run(**{name: x[:, order] for name, x in inputs.items()})
+    chex.assert_trees_all_close(permuted, run(**inputs)[:, order], atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -90,8 +93,8 @@ def test_change_beyond_the_band_cannot_reach(implementation: str) -> None:
     fifth = np.arange(21) // 3 == 5
     other = make_inputs(num_frames=7, patches=3, seed=1)
     changed = {name: jnp.where(fifth.reshape(1, -1, *[1] * (x.ndim - 2)), other[name], x) for name, x in inputs.items()}
-    attend = functools.partial(graph_attention, num_frames=7, sim_threshold=-1.0, implementation=implementation)
-    before, after = (np.asarray(attend(**x)).reshape(2, 7, 3, HEADS, HEAD_DIM) for x in (inputs, changed))
+    run = functools.partial(attend, num_frames=7, sim_threshold=-1.0, implementation=implementation)
+    before, after = (np.asarray(run(**x)).reshape(2, 7, 3, HEADS, HEAD_DIM) for x in (inputs, changed))
     np.testing.assert_array_equal(before[:, :4], after[:, :4])  # frame 3 and all before it
     for frame in (4, 5, 6):
         assert np.abs(before[:, frame] - after[:, frame]).max() > 1e-3
@@ -123,7 +126,7 @@ def test_negative_similarity_survives_only_a_threshold_that_is_not_positive() ->
 def test_negative_edges_turn_the_scores_around(implementation: str) -> None:
     inputs = make_inputs(num_frames=2, patches=3)
     inputs["nodes"] = inputs["nodes"].at[:, ::2].multiply(-1.0)
-    out = graph_attention(**inputs, num_frames=2, sim_threshold=-1.0, implementation=implementation)
+    out = attend(**inputs, num_frames=2, sim_threshold=-1.0, implementation=implementation)
     expected = by_the_formula(**inputs, num_frames=2, sim_threshold=-1.0)
     np.testing.assert_allclose(out, expected, atol=2e-6)
 
@@ -132,7 +135,7 @@ def test_negative_edges_turn_the_scores_around(implementation: str) -> None:
 def test_equal_tokens_attend_plainly_inside_the_band(implementation: str) -> None:
     inputs = make_inputs(num_frames=4, patches=2)
     inputs["nodes"] = jnp.ones_like(inputs["nodes"])
-    out = graph_attention(**inputs, num_frames=4, sim_threshold=0.9, implementation=implementation)
+    out = attend(**inputs, num_frames=4, sim_threshold=0.9, implementation=implementation)
     frame = np.arange(8) // 2
     band = jnp.asarray(np.abs(frame[:, None] - frame[None]) <= 1)
     plain = jax.nn.dot_product_attention(inputs["query"], inputs["key"], inputs["value"], mask=band[None, None])
@@ -142,7 +145,7 @@ def test_equal_tokens_attend_plainly_inside_the_band(implementation: str) -> Non
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_threshold_of_one_leaves_every_node_to_itself(implementation: str) -> None:
     inputs = make_inputs(num_frames=3, patches=3)
-    out = graph_attention(**inputs, num_frames=3, sim_threshold=1.0, implementation=implementation)
+    out = attend(**inputs, num_frames=3, sim_threshold=1.0, implementation=implementation)
     np.testing.assert_array_equal(out, inputs["value"])
 
 
@@ -151,18 +154,16 @@ def test_zero_token_gets_zeros_is_seen_by_nobody_and_makes_no_nan(implementation
     inputs = make_inputs(num_frames=3, patches=3)
     inputs["nodes"] = inputs["nodes"].at[:, 4].set(0.0)
 
-    def attend(value):
-        return graph_attention(
-            **{**inputs, "value": value}, num_frames=3, sim_threshold=-1.0, implementation=implementation
-        )
+    def out_of(value):
+        return attend(**{**inputs, "value": value}, num_frames=3, sim_threshold=-1.0, implementation=implementation)
 
-    out = np.asarray(attend(inputs["value"]))
+    out = np.asarray(out_of(inputs["value"]))
     assert np.isfinite(out).all()
     np.testing.assert_array_equal(out[:, 4], 0.0)
-    np.testing.assert_array_equal(out, attend(inputs["value"].at[:, 4].set(100.0)))
-    grads = jax.grad(
-        lambda x: graph_attention(**x, num_frames=3, sim_threshold=-1.0, implementation=implementation).sum()
-    )(inputs)
+    np.testing.assert_array_equal(out, out_of(inputs["value"].at[:, 4].set(100.0)))
+    grads = jax.grad(lambda x: attend(**x, num_frames=3, sim_threshold=-1.0, implementation=implementation).sum())(
+        inputs
+    )
     chex.assert_tree_all_finite(grads)
 
 
@@ -171,14 +172,12 @@ def test_gradients_equal_finite_differences_and_none_reach_the_graph(implementat
     inputs = make_inputs(num_frames=3, patches=2, batch=1)
     nodes = inputs.pop("nodes")
 
-    def attend(query, key, value):
-        return graph_attention(query, key, value, nodes, num_frames=3, sim_threshold=0.1, implementation=implementation)
+    def run(query, key, value):
+        return attend(query, key, value, nodes, num_frames=3, sim_threshold=0.1, implementation=implementation)
 
-    jax.test_util.check_grads(attend, tuple(inputs.values()), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+    jax.test_util.check_grads(run, tuple(inputs.values()), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
     to_nodes = jax.grad(
-        lambda n: graph_attention(
-            **inputs, nodes=n, num_frames=3, sim_threshold=0.1, implementation=implementation
-        ).sum()
+        lambda n: attend(**inputs, nodes=n, num_frames=3, sim_threshold=0.1, implementation=implementation).sum()
     )(nodes)
     np.testing.assert_array_equal(to_nodes, 0.0)
 
@@ -190,7 +189,7 @@ def test_banded_equals_dense_with_gradients(num_frames: int, weighted: bool) -> 
 
     def value_and_grads(implementation):
         def loss(x):
-            out = graph_attention(
+            out = attend(
                 **x, num_frames=num_frames, sim_threshold=0.1, weighted=weighted, implementation=implementation
             )
             return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
@@ -204,9 +203,9 @@ def test_banded_equals_dense_with_gradients(num_frames: int, weighted: bool) -> 
 def test_bfloat16_stays_near_float32(implementation: str) -> None:
     inputs = make_inputs(num_frames=4, patches=6)
     inputs["nodes"] = inputs["nodes"].astype(jnp.bfloat16).astype(jnp.float32)  # the same graph, no edge flips
-    attend = functools.partial(graph_attention, num_frames=4, sim_threshold=0.1, implementation=implementation)
-    exact = attend(**inputs)
-    rounded = attend(**{name: x.astype(jnp.bfloat16) for name, x in inputs.items()})
+    run = functools.partial(attend, num_frames=4, sim_threshold=0.1, implementation=implementation)
+    exact = run(**inputs)
+    rounded = run(**{name: x.astype(jnp.bfloat16) for name, x in inputs.items()})
     chex.assert_type(rounded, jnp.bfloat16)
     np.testing.assert_allclose(rounded.astype(jnp.float32), exact, atol=3e-2)  # values of order 1, 8 bits of mantissa
 
@@ -214,11 +213,11 @@ def test_bfloat16_stays_near_float32(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_dropout_keeps_the_mean_and_follows_its_key(implementation: str) -> None:
     inputs = make_inputs(num_frames=2, patches=3, batch=1)
-    attend = functools.partial(graph_attention, num_frames=2, sim_threshold=0.0, implementation=implementation)
-    dropped = jax.jit(lambda key: attend(**inputs, dropout_rate=0.3, dropout_rng=key))
+    run = functools.partial(attend, num_frames=2, sim_threshold=0.0, implementation=implementation)
+    dropped = jax.jit(lambda key: run(**inputs, dropout_rate=0.3, dropout_rng=key))
     keys = jax.random.split(jax.random.key(0), 4000)
     mean = jax.vmap(dropped)(keys).mean(axis=0)
-    np.testing.assert_allclose(mean, attend(**inputs), atol=0.06)
+    np.testing.assert_allclose(mean, run(**inputs), atol=0.06)
     np.testing.assert_array_equal(dropped(keys[0]), dropped(keys[0]))
     assert np.abs(dropped(keys[0]) - dropped(keys[1])).max() > 0
 
