@@ -5,9 +5,11 @@ imported inside the sub-command that needs it, so that `--help` and a refused op
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError
@@ -22,6 +24,8 @@ RECIPE_OPTIONS = "any field of a recipe, as --train.num_steps 100, or --num_step
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one `stgt` command; returns its exit status."""
+    # What one command compiled the next one loads: a resumed stage, an ablation's arms. Read by jax when imported.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "stgt_jax"))
     try:
         arguments, extra = _parser().parse_known_args(argv)
         if extra and not arguments.takes_recipe_options:

@@ -83,7 +83,8 @@ class GraphTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         num_frames, tokens, width = x.shape[1:]
-        time_embed = self.param("time_embed", nn.initializers.normal(0.5), (self.config.num_frames, width))
+        # As strong as the tokens it is added to: they come without a final norm, and a fainter row is lost among them.
+        time_embed = self.param("time_embed", nn.initializers.normal(2.0), (self.config.num_frames, width))
         # Loaded from checkpoints as it is, never trained (SPEC section 2).
         pos_2d_embed = self.param("pos_2d_embed", lambda _: sincos_2d(math.isqrt(tokens - 1), width))
         x = x + _resample_rows(time_embed, num_frames)[:, None].astype(self.dtype)

@@ -1,0 +1,88 @@
+"""The README's commands, run in their order in an empty folder: small models and clips, but the very same words."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.moving_shapes import make_moving_shapes
+from experiments.cli import main
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = [
+    line
+    for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+SMALL = [
+    "--model.vision.image_size=16", "--data.image_size=16", "--patch_size=8", "--vision.width=16", "--vision.depth=1",
+    "--vision.mlp_dim=16", "--qformer.width=16", "--qformer.depth=1", "--qformer.mlp_dim=16", "--num_queries=2",
+    "--embed_dim=8", "--model.graph.num_frames=2", "--data.num_frames=2", "--num_workers=0", "--num_steps=2",
+    "--warmup_steps=1", "--batch_size=8", "--eval_every=0",
+]  # fmt: skip
+
+
+def make(target: str) -> str:
+    """Returns what `make TARGET` would run."""
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The folder in which every `stgt` command of the README ran, `make demo`'s first."""
+    folder = tmp_path_factory.mktemp("readme")
+    make_moving_shapes(folder / "made", num_train=16, num_test=4, image_size=32, num_frames=16, progress=False)
+    (folder / "my_videos").mkdir()
+    for split in ("train", "test"):
+        text = (folder / "made" / split / "captions.csv").read_text()
+        (folder / "my_videos" / f"{split}.csv").write_text(re.sub(r"^(\d+\.mp4)", rf"{split}/\1", text, flags=re.M))
+        shutil.copytree(folder / "made" / split, folder / "my_videos" / split)
+    demo = re.search(r"stgt (demo .*)", make("demo"))
+    assert demo
+    commands = [f"stgt {demo[1]} --num-train 16 --num-test 4"] + [line for line in COMMANDS if line.startswith("stgt")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in commands:
+            words = shlex.split(command)[1:]
+            small = SMALL if words[0] in ("demo", "ablate", "pretrain") else []
+            assert main([*words, *small]) == 0, command
+    return folder
+
+
+def test_every_command_is_known_to_this_test():
+    others = [line for line in COMMANDS if not line.startswith("stgt ")]
+    assert [line for line in others if line.startswith("make ")] == ["make demo", "make test"]
+    extras = [line for line in others if "pip install" in line]
+    assert len(extras) == 2 and len(others) == 4
+    assert all(re.search(r'"\.\[(cuda|tpu)\]"', line) for line in extras)
+
+
+def test_make_test_is_what_ci_runs():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "-m pytest" in make("test")
+
+
+def test_demo_leaves_figures_and_report(ran):
+    figures = json.loads((ran / "runs/demo/demo.json").read_text())
+    assert figures["clips"] == {"train": 16, "test": 4}
+    assert figures["shards"]["test"]["num_written"] == 4
+    assert {"stage1", "stage2"} <= figures["seconds"].keys()
+    in_order = figures["retrieval"]["frames in order"]
+    assert in_order["num_videos"] == 4 and 0 <= in_order["reranked"]["t2v_r1"] <= 100
+
+
+def test_ablation_trains_every_arm_and_is_in_the_report(ran):
+    arms = json.loads((ran / "runs/demo/ablation/ablation.json").read_text())["arms"]
+    page = (ran / "runs/demo/report.html").read_text()
+    assert len(arms) == 4 and all(arm in page for arm in arms)
+
+
+def test_own_videos_are_trained_on_and_scored(ran):
+    scores = json.loads((ran / "runs/mine/scores.json").read_text())
+    assert scores["num_videos"] == scores["num_texts"] == 4
+    assert (ran / "shards/mine/train/rejected.jsonl").read_text() == ""
