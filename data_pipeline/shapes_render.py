@@ -20,7 +20,7 @@ _RGB = {
     "purple": (178, 60, 215),
     "white": (242, 242, 242),
 }
-_DIAMETERS = {"small": (0.18, 0.21), "large": (0.36, 0.42), "": (0.22, 0.36)}
+_DIAMETERS = {"small": (0.24, 0.28), "large": (0.42, 0.48), "": (0.30, 0.42)}
 _TURNS = {"square": 130.0, "triangle": 170.0, "star": 105.0}  # degrees a clip; see _turn
 _FLOOR = 0.88  # y of the floor that shapes bounce on
 _SUPERSAMPLE = 4

@@ -47,20 +47,22 @@ def moving_shapes_stage1() -> Recipe:
     """The demo's first stage: a small model, all of it trained, VTC + VTM + VTG on the embedded clips."""
     return Recipe(
         model=ModelConfig(
-            vision=VisionConfig(image_size=64, patch_size=8, width=96, depth=3, num_heads=4, mlp_dim=384),
-            graph=GraphConfig(num_layers=1, num_heads=4, num_frames=8, sim_threshold=0.1),
+            vision=VisionConfig(image_size=64, patch_size=16, width=96, depth=2, num_heads=4, mlp_dim=384),
+            # Most of a clip is a background that stays: a lower threshold joins everything to everything.
+            graph=GraphConfig(num_heads=4, num_frames=6, sim_threshold=0.8, dropout=0.0),
             qformer=QFormerConfig(max_text_length=32, width=96, depth=2, num_heads=4, mlp_dim=384, num_queries=8,
-                                  sep_token_id=3),
+                                  dropout=0.0, sep_token_id=3),
             embed_dim=64,
+            scan_layers=False,
         ),
-        data=DataConfig(num_frames=8, image_size=64, crop_scale=(0.8, 1.0), flip=False),
+        data=DataConfig(num_frames=6, image_size=64, crop_scale=(0.8, 1.0), flip=False),
         train=TrainConfig(
-            num_steps=1500,
+            num_steps=1200,
             batch_size=48,
             log_every=25,
-            eval_every=500,
-            checkpoint_every=250,
-            optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=100),
+            eval_every=400,
+            checkpoint_every=200,
+            optimizer=OptimizerConfig(peak_learning_rate=2e-3, warmup_steps=50),
         ),
         vocab_from_data=True,
     )  # fmt: skip
@@ -71,10 +73,10 @@ def moving_shapes_stage2() -> Recipe:
     recipe = moving_shapes_stage1()
     train = dataclasses.replace(
         recipe.train,
-        num_steps=500,
-        eval_every=250,
+        num_steps=400,
+        eval_every=200,
         loss=LossConfig(contrastive="csal"),
-        optimizer=OptimizerConfig(peak_learning_rate=3e-4, warmup_steps=25),
+        optimizer=OptimizerConfig(peak_learning_rate=5e-4, warmup_steps=25),
     )
     return dataclasses.replace(recipe, train=train)
 

@@ -228,7 +228,8 @@ class TrainConfig:
     log_every: int = 50  # steps
     eval_every: int = 5000  # steps; 0 never
     checkpoint_every: int = 1000  # steps
-    keep_last: int = 3  # checkpoints
+    keep_last: int = 3  # checkpoints, the newest
+    keep_best: int = 1  # checkpoints, those of the highest validation t2v_r1
     initial_weights: str = ""  # a checkpoint folder of an earlier stage, or empty: random weights
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -236,7 +237,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_positive("train", self, "num_steps", "batch_size", "accumulation_steps", "log_every",
-                        "checkpoint_every", "keep_last")  # fmt: skip
+                        "checkpoint_every", "keep_last", "keep_best")  # fmt: skip
         _check(self.eval_every >= 0, f"train.eval_every={self.eval_every} must not be negative")
         _check(
             self.batch_size % self.accumulation_steps == 0,

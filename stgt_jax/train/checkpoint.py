@@ -34,18 +34,18 @@ from stgt_jax.errors import STGTError, nearest
 from stgt_jax.models.stgt import STGT
 from stgt_jax.train.state import TrainState, abstract_params, init_params, merge_params, split_params
 
-BEST_METRIC = "t2v_r1"  # of the validation: the checkpoint where it is highest is kept
+BEST_METRIC = "t2v_r1"  # of the validation: the checkpoints where it is highest are kept
 PathLike = str | os.PathLike[str]
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep_last` and the best, each a folder named by its step."""
+    """The checkpoints of one run: the last `keep_last` and the `keep_best` best, each a folder named by its step."""
 
-    def __init__(self, workdir: PathLike, keep_last: int = 3) -> None:
+    def __init__(self, workdir: PathLike, keep_last: int = 3, keep_best: int = 1) -> None:
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep_last),
-                checkpoint_managers.BestN(get_metric_fn=_score, n=1),
+                checkpoint_managers.BestN(get_metric_fn=_score, n=keep_best),
             ]
         )
         options = ocp.CheckpointManagerOptions(best_fn=_score, preservation_policy=policy)

@@ -69,7 +69,7 @@ def train(
     """
     mesh, model, workdir = make_mesh(config.mesh, devices), STGT(model_config), epath.Path(workdir)
     train_step = make_train_step(model, config, mesh)
-    with contextlib.closing(Checkpoints(workdir, config.keep_last)) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best)) as checkpoints:
         _check_workdir(workdir, checkpoints.latest_step, resume)
         state, loader_state = _first_state(model, config, mesh, checkpoints, initial_params)
         if loader_state is not None:

@@ -6,17 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from small_recipe import SMALL
 
 from data_pipeline.build import build_shards
 from data_pipeline.moving_shapes import make_moving_shapes
 from experiments.cli import main
-
-TINY = [
-    "--model.vision.image_size=16", "--data.image_size=16", "--patch_size=8", "--vision.width=16", "--vision.depth=1",
-    "--vision.mlp_dim=16", "--qformer.width=16", "--qformer.depth=1", "--qformer.mlp_dim=16", "--num_queries=2",
-    "--embed_dim=8", "--model.graph.num_frames=2", "--data.num_frames=2", "--num_workers=0", "--num_steps=2",
-    "--warmup_steps=1", "--batch_size=8", "--eval_every=0", "--scan_layers=false",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +60,7 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         ([*PRETRAIN, "--qformer.num_heads", "7"], "qformer.num_heads=7 does not divide qformer width 96; use"),
         ([*PRETRAIN, "--data.num_frames", "0"], "data.num_frames=0 must be greater than 0"),
         ([*PRETRAIN, "--graph.num_frames", "0"], "graph.num_frames=0 must be greater than 0"),
-        ([*PRETRAIN, "--vision.image_size=60"], "vision.image_size=60 is not a multiple of vision.patch_size=8"),
+        ([*PRETRAIN, "--vision.image_size=60"], "vision.image_size=60 is not a multiple of vision.patch_size=16"),
         ([*PRETRAIN, "--vision.image_size=128"], "model.vision.image_size=128 differs from data.image_size=64"),
         (PRETRAIN, "data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR"),
         ([*PRETRAIN, "--data.shards", "no/such"], "no shard set in 'no/such': build one with `stgt data build`"),
@@ -112,6 +106,7 @@ def test_help_needs_no_heavy_import(argv):
     code = """
 import sys
 from experiments.cli import main
+from small_recipe import SMALL
 try:
     main(sys.argv[1:])
 finally:
@@ -142,7 +137,7 @@ def test_data_commands_make_shards_and_report_their_counts(tmp_path, capsys):
 
 def test_pretrain_then_eval(shards, tmp_path, capsys, error_of):
     run, scores = tmp_path / "run", tmp_path / "scores.json"
-    train = ["pretrain", "moving_shapes_stage1", "--workdir", str(run), "--data.shards", str(shards), *TINY]
+    train = ["pretrain", "moving_shapes_stage1", "--workdir", str(run), "--data.shards", str(shards), *SMALL]
     assert main([*train, "--json", str(tmp_path / "losses.json")]) == 0
     figures = json.loads((tmp_path / "losses.json").read_text())
     assert {"loss", "loss_contrastive", "loss_vtm", "loss_vtg", "validation/t2v_r1"} <= set(figures)

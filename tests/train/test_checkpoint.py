@@ -80,13 +80,13 @@ def test_restores_onto_another_mesh(run_folder: Path, state: TrainState) -> None
 
 def test_keeps_the_best_and_the_last(tmp_path: Path) -> None:
     state = TrainState(step=jnp.int32(0), params={"kernel": jnp.ones(3)}, frozen={}, opt_state=())
-    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=2)
     for step, recall in ((1, 10.0), (2, 30.0), (3, None), (4, 20.0), (5, None), (6, None)):
         checkpoints.save(step, state, {}, {} if recall is None else {"t2v_r1": recall})
     checkpoints.wait()
     assert (checkpoints.best_step, checkpoints.latest_step) == (2, 6)
     checkpoints.close()
-    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4, 6]
 
 
 def test_loads_parameters_of_a_run_or_of_one_checkpoint(run_folder: Path, state: TrainState) -> None:

@@ -8,22 +8,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
+from small_recipe import SMALL
 
 from data_pipeline.moving_shapes import make_moving_shapes
 from experiments.cli import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = [
     line
     for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     for line in block.splitlines()
 ]
-SMALL = [
-    "--model.vision.image_size=16", "--data.image_size=16", "--patch_size=8", "--vision.width=16", "--vision.depth=1",
-    "--vision.mlp_dim=16", "--qformer.width=16", "--qformer.depth=1", "--qformer.mlp_dim=16", "--num_queries=2",
-    "--embed_dim=8", "--model.graph.num_frames=2", "--data.num_frames=2", "--num_workers=0", "--num_steps=2",
-    "--warmup_steps=1", "--batch_size=8", "--eval_every=0",
-]  # fmt: skip
 
 
 def make(target: str) -> str:
@@ -86,3 +82,8 @@ def test_own_videos_are_trained_on_and_scored(ran):
     scores = json.loads((ran / "runs/mine/scores.json").read_text())
     assert scores["num_videos"] == scores["num_texts"] == 4
     assert (ran / "shards/mine/train/rejected.jsonl").read_text() == ""
+
+
+def test_shards_are_a_tfds_data_set(ran):
+    builder = tfds.builder_from_directory(ran / "shards/mine/train")
+    assert len(builder.as_data_source(split="train")) == 16
