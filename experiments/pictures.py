@@ -213,13 +213,14 @@ def draw_curves(stages: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
         return _png(figure)
 
 
-def film_strip(clip: np.ndarray, *, num_frames: int = 8, columns: int = 4) -> bytes:
-    """At most `num_frames` frames of a clip [T, H, W, 3] uint8, row by row, with thin gaps between them."""
+def film_strip(clip: np.ndarray, *, num_frames: int = 8) -> bytes:
+    """At most `num_frames` frames of a clip [T, H, W, 3] uint8 in two rows, with thin gaps between them."""
     frames = clip[np.linspace(0, len(clip) - 1, min(num_frames, len(clip))).round().astype(int)]
-    missing = -len(frames) % min(columns, len(frames))
+    columns = -(-len(frames) // 2)
+    missing = -len(frames) % columns
     frames = np.concatenate([frames, np.full((missing, *frames.shape[1:]), 255, np.uint8)])
     frames = np.pad(frames, ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=255)
-    sheet = rearrange(frames, "(row col) h w c -> (row h) (col w) c", col=min(columns, len(frames)))
+    sheet = rearrange(frames, "(row col) h w c -> (row h) (col w) c", col=columns)
     buffer = io.BytesIO()
     plt.imsave(buffer, np.ascontiguousarray(sheet[:-2, :-2]), format="png")
     return buffer.getvalue()

@@ -57,12 +57,12 @@ def moving_shapes_stage1() -> Recipe:
         ),
         data=DataConfig(num_frames=6, image_size=64, crop_scale=(0.8, 1.0), flip=False),
         train=TrainConfig(
-            num_steps=1200,
+            num_steps=1100,
             batch_size=48,
             log_every=25,
-            eval_every=400,
-            checkpoint_every=200,
-            optimizer=OptimizerConfig(peak_learning_rate=2e-3, warmup_steps=50),
+            eval_every=550,
+            checkpoint_every=275,
+            optimizer=OptimizerConfig(peak_learning_rate=8e-4, warmup_steps=50),
         ),
         vocab_from_data=True,
     )  # fmt: skip
@@ -73,10 +73,10 @@ def moving_shapes_stage2() -> Recipe:
     recipe = moving_shapes_stage1()
     train = dataclasses.replace(
         recipe.train,
-        num_steps=400,
-        eval_every=200,
+        num_steps=300,
+        eval_every=150,
         loss=LossConfig(contrastive="csal"),
-        optimizer=OptimizerConfig(peak_learning_rate=5e-4, warmup_steps=25),
+        optimizer=OptimizerConfig(peak_learning_rate=2e-4, warmup_steps=25),
     )
     return dataclasses.replace(recipe, train=train)
 

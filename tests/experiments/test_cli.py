@@ -106,7 +106,6 @@ def test_help_needs_no_heavy_import(argv):
     code = """
 import sys
 from experiments.cli import main
-from small_recipe import SMALL
 try:
     main(sys.argv[1:])
 finally:

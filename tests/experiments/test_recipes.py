@@ -85,7 +85,7 @@ def test_unknown_recipe_names_the_nearest():
 @pytest.mark.parametrize(
     ("field", "complaint"),
     [
-        ("num_frames", "model.graph.num_frames=8 differs from data.num_frames=4"),
+        ("num_frames", "model.graph.num_frames=6 differs from data.num_frames=4"),
         ("image_size", "model.vision.image_size=64 differs from data.image_size=4"),
     ],
 )

