@@ -4,6 +4,7 @@ Parameters live in two trees: the trainable ones, which alone get a gradient and
 The state is shaped without computing anything, given its layout on the mesh, and only then initialised, in place.
 """
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -58,13 +59,19 @@ def init_params(model: STGT, rng: jax.Array) -> Any:
 
 def abstract_params(model: STGT, mesh: Mesh) -> Any:
     """Shape, dtype and layout on `mesh` of every parameter, as `jax.ShapeDtypeStruct`s."""
-    return _with_shardings(jax.eval_shape(lambda: init_params(model, jax.random.key(0))), mesh)
+    return _with_shardings(_param_shapes(model), mesh)
 
 
 def abstract_state(model: STGT, config: TrainConfig, mesh: Mesh) -> TrainState:
     """Shape, dtype and layout on `mesh` of the whole state, as `jax.ShapeDtypeStruct`s."""
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return _with_shardings(jax.eval_shape(lambda p: _new_state(model, config, p), params), mesh)
+    state = jax.eval_shape(lambda p: _new_state(model, config, p), _param_shapes(model))
+    return _with_shardings(state, mesh)
+
+
+@functools.cache
+def _param_shapes(model: STGT) -> Any:
+    """Kept, as a run asks for them several times and tracing the whole model takes seconds."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def init_state(model: STGT, config: TrainConfig, mesh: Mesh, params: Any = None) -> TrainState:

@@ -21,6 +21,7 @@ STGT = Path(sys.executable).with_name("stgt")
 ENVIRONMENT = os.environ | {
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 COMMANDS = [
     line
