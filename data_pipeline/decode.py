@@ -14,6 +14,8 @@ from PIL import Image
 
 from data_pipeline.errors import DataError
 
+# A title that is no UTF-8 must not lose the clip. PyAV 19 copes by itself and no longer knows the option.
+_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 # What a video file starts with, at which byte: tells a file cut before its index from one that never was a video.
 _SIGNATURES = ((4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (0, b"\x1a\x45\xdf\xa3"), (0, b"RIFF"), (0, b"FLV"))
 
@@ -77,7 +79,7 @@ def _check_file(path: Path) -> None:
 def _open(path: Path) -> tuple[Any, Any]:
     """Opens a container and its first real video stream (a song's cover picture is none)."""
     try:
-        container = av.open(str(path), metadata_errors="ignore")
+        container = av.open(str(path), **_OPEN_OPTIONS)
     except PermissionError as error:
         raise ClipError("not readable: permission denied") from error
     except av.error.FFmpegError as error:

@@ -21,10 +21,12 @@ def write_clip(
     codec: str = "libx264",
     faststart: bool = False,
     times: list[int] | None = None,
+    title: str = "",
 ) -> Path:
     """Encodes a clip at 12 frames/s, or with each frame at its own time (in 1/12 s)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=12)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 12)

@@ -43,6 +43,13 @@ def test_kept_frames_are_the_right_ones_whatever_the_container(make_clip, name, 
     np.testing.assert_allclose(levels(video), [frame_level(3 * i, 24) for i in range(8)], atol=4)
 
 
+def test_title_that_is_no_utf8_loses_nothing(make_clip):
+    path = make_clip("a.mkv", title="TITLE IN LATIN-1")
+    assert b"TITLE IN" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"TITLE IN", b"\xff\xfeTLE IN"))
+    assert decode_clip(path, 4, 32).shape[0] == 4
+
+
 def test_short_clip_repeats_its_last_frame(make_clip):
     video = decode_clip(make_clip(num_frames=3), 5, 48)
     np.testing.assert_allclose(levels(video), [20, 120, 220, 220, 220], atol=4)
