@@ -104,7 +104,8 @@ def _count_packets(path: Path) -> _Packets:
     times: list[float] = []
     lengths: list[float] = []
     with container:
-        duration, is_mp4 = _declared_duration(container, stream), "mp4" in container.format.name
+        duration = _declared_duration(container, stream)
+        num_declared = stream.frames if "mp4" in container.format.name else 0
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise ClipError(f"truncated: the file ends within frame {len(times) + 1}")
@@ -114,12 +115,12 @@ def _count_packets(path: Path) -> _Packets:
                 ticks = packet.pts if packet.pts is not None else packet.dts
                 times.append(float((ticks or 0) * packet.time_base))
                 lengths.append(float((packet.duration or 0) * packet.time_base))
-        lacks_packets = is_mp4 and len(times) + num_discarded < stream.frames
     if not times:
         raise ClipError("truncated: it holds no frames")
     if duration and max(times) > 0:
+        lacks_packets = len(times) + num_discarded < num_declared
         _check_seconds(np.array(times), np.array(lengths), duration, lacks_packets)
-    return _Packets(len(times), min(stream.frames, len(times)) if is_mp4 else 0)
+    return _Packets(len(times), min(num_declared, len(times)))
 
 
 def _check_seconds(times: np.ndarray, lengths: np.ndarray, duration: float, lacks_packets: bool) -> None:
@@ -154,9 +155,8 @@ def _decode_frames(path: Path, indices: np.ndarray, resize: int) -> tuple[dict[i
         for frame in container.decode(stream):
             if num_decoded in wanted:
                 image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                size = size or _resized(
-                    image.shape[0], image.shape[1], resize
-                )  # a stream may change its size on the way
+                # A stream may change its size on the way.
+                size = size or _resized(image.shape[0], image.shape[1], resize)
                 frames[num_decoded] = _resize(image, size)
             num_decoded += 1
     return frames, num_decoded
