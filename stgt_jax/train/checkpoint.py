@@ -32,7 +32,7 @@ from orbax.checkpoint import checkpoint_managers
 from stgt_jax.config import ModelConfig
 from stgt_jax.errors import STGTError, nearest
 from stgt_jax.models.stgt import STGT
-from stgt_jax.train.state import TrainState, abstract_params, init_params, merge_params, split_params
+from stgt_jax.train.state import TrainState, abstract_params, merge_params, param_shapes, split_params
 
 BEST_METRIC = "t2v_r1"  # of the validation: the checkpoints where it is highest are kept
 PathLike = str | os.PathLike[str]
@@ -138,7 +138,7 @@ def load_params(path: PathLike, config: ModelConfig, mesh: Mesh | None = None) -
         template = abstract_params(model, mesh)
     else:
         device = SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+        shapes = param_shapes(model)
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     return _restore(folder / "params", template)
 

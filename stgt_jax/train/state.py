@@ -57,21 +57,21 @@ def init_params(model: STGT, rng: jax.Array) -> Any:
     return model.init(rng, video, input_ids, jnp.ones_like(input_ids))["params"]
 
 
+@functools.cache
+def param_shapes(model: STGT) -> Any:
+    """Shape and dtype of every parameter; kept, as a run asks for them often and tracing the model takes seconds."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
 def abstract_params(model: STGT, mesh: Mesh) -> Any:
     """Shape, dtype and layout on `mesh` of every parameter, as `jax.ShapeDtypeStruct`s."""
-    return _with_shardings(_param_shapes(model), mesh)
+    return _with_shardings(param_shapes(model), mesh)
 
 
 def abstract_state(model: STGT, config: TrainConfig, mesh: Mesh) -> TrainState:
     """Shape, dtype and layout on `mesh` of the whole state, as `jax.ShapeDtypeStruct`s."""
-    state = jax.eval_shape(lambda p: _new_state(model, config, p), _param_shapes(model))
+    state = jax.eval_shape(lambda p: _new_state(model, config, p), param_shapes(model))
     return _with_shardings(state, mesh)
-
-
-@functools.cache
-def _param_shapes(model: STGT) -> Any:
-    """Kept, as a run asks for them several times and tracing the whole model takes seconds."""
-    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def init_state(model: STGT, config: TrainConfig, mesh: Mesh, params: Any = None) -> TrainState:

@@ -13,7 +13,7 @@ from experiments.recipes import RECIPES, get_recipe
 from stgt_jax.errors import STGTError
 from stgt_jax.losses import stgt_losses
 from stgt_jax.models.stgt import STGT
-from stgt_jax.train.state import init_params
+from stgt_jax.train.state import param_shapes
 
 
 def batch_of(recipe, batch_size: int, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -31,7 +31,7 @@ def batch_of(recipe, batch_size: int, text_length: int) -> dict[str, jax.ShapeDt
 def test_recipe_has_shapes_that_work_through_the_losses(name):
     recipe = get_recipe(name)
     model = STGT(recipe.model)
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = param_shapes(model)
     total, metrics = jax.eval_shape(
         lambda params, batch, rng: stgt_losses(model, params, batch, rng, recipe.train.loss, train=True),
         params,
@@ -44,7 +44,7 @@ def test_recipe_has_shapes_that_work_through_the_losses(name):
 
 def test_paper_recipe_has_the_published_sizes():
     recipe = get_recipe("paper_stage1")
-    params = jax.eval_shape(lambda: init_params(STGT(recipe.model), jax.random.key(0)))
+    params = param_shapes(STGT(recipe.model))
     count = {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
     assert 0.98e9 < count["vision"] < 1.02e9  # EVA ViT-g without its last block: 986 million
     assert 180e6 < count["qformer"] < 195e6  # BLIP-2's: 188 million with embeddings

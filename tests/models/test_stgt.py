@@ -54,7 +54,7 @@ def losses_and_grads(config: ModelConfig):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(make_params(deep()))
 
 
-@pytest.mark.parametrize("changes", [{"scan_layers": False}, {"remat": True}])
+@pytest.mark.parametrize("changes", [{"scan_layers": False}, {"remat": True}, {"scan_layers": False, "remat": True}])
 def test_scan_and_remat_leave_losses_and_gradients_unchanged(changes: dict) -> None:
     chex.assert_trees_all_equal_shapes(make_params(deep()), make_params(deep(**changes)))
     (losses, gradients), (expected_losses, expected) = losses_and_grads(deep(**changes)), losses_and_grads(deep())
