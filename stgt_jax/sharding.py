@@ -26,6 +26,10 @@ RULES = (
     (r"/(out|down)/kernel$", ("tensor", "fsdp")),
     (r"/kernel$", ("fsdp", "tensor")),  # in, out
 )
+# What the axes of a mesh split, where the mesh has them.
+BATCH_AXES = ("data", "fsdp")
+HEAD_AXES = ("tensor",)
+SEQUENCE_AXES = ("sequence",)  # frames
 MIN_SHARDED_SIZE = 1024  # elements a layer; below it splitting costs more than it saves
 
 
@@ -55,13 +59,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The layout of a batch: its first dimension over the axes data and fsdp."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process' part of a batch on its devices; the arrays returned are the global batch, [B, ...] each."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def whole_features(x: jax.Array) -> jax.Array:
+    """Keeps the last dimension of `x` [..., D] whole on every device of the mesh in use; without a mesh, `x` as it is.
+
+    For what enters the residual stream. Left to itself XLA may split it over `tensor`, and where the product before it
+    has a kernel split over `tensor` and `fsdp`, it then gives some devices each other's clips (jax 0.10 and 0.11).
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*[P.UNCONSTRAINED] * (x.ndim - 1), None))
 
 
 def param_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -11,6 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from stgt_jax.ops.attention import attention
+from stgt_jax.sharding import whole_features
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -78,7 +79,7 @@ class MultiHeadAttention(nn.Module):
             dropout_rate=self.dropout,
             dropout_rng=self.make_rng("dropout") if use_dropout else None,
         )
-        return nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "b s h d -> b s (h d)"))
+        return whole_features(nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "b s h d -> b s (h d)")))
 
 
 class MlpBlock(nn.Module):
@@ -93,7 +94,7 @@ class MlpBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         y = self.activation(nn.Dense(self.mlp_dim, dtype=self.dtype, name="up")(x))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(y)
+        return whole_features(nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(y))
 
 
 class ResidualAttentionBlock(nn.Module):
