@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from stgt_jax.errors import STGTError, nearest
 
+GRAPH_IMPLEMENTATIONS = ("auto", "dense", "banded", "pallas_tpu", "pallas_gpu")
+
 
 def _check(ok: bool, message: str) -> None:
     if not ok:
@@ -99,6 +101,7 @@ class GraphConfig:
     # Ablations: "full"; "unweighted" keeps the edges but attends without their weights; "none" skips the module and
     # averages the ViT tokens over frames.
     variant: str = "full"
+    implementation: str = "auto"  # of graph attention, see `ops.graph_attention`; "auto" is the fastest that fits
 
     def __post_init__(self) -> None:
         _check_positive("graph", self, "num_layers", "num_heads", "num_frames")
@@ -108,6 +111,7 @@ class GraphConfig:
             f"graph.sim_threshold={self.sim_threshold} must lie in [-1, 1]: it is compared with cosine similarities",
         )
         _check_choice("graph.variant", self.variant, ("full", "unweighted", "none"))
+        _check_choice("graph.implementation", self.implementation, GRAPH_IMPLEMENTATIONS)
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,18 @@ of fixed shape. What is jitted stays compiled between calls for the same model a
 training costs its computation only. All hosts must read the same batches.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.metrics import format_metrics, retrieval_metrics, twin_metrics
@@ -84,11 +86,12 @@ def evaluate_retrieval(
     """
     if k_test < 1 or rerank_batch_size < 1:
         raise STGTError(f"k_test={k_test} and rerank_batch_size={rerank_batch_size} must be at least 1")
-    gallery = _read_gallery(model, params, batches, sharding)
-    scores = _similarity_matrix(gallery)
-    by_text = _candidates(scores.T, k_test).T  # [V, C] bool
-    by_video = _candidates(scores, k_test)
-    matched = scores + _match_pairs(model, params, gallery, by_text | by_video, rerank_batch_size, sharding)
+    with contextlib.nullcontext() if sharding is None else jax.set_mesh(cast(Mesh, sharding.mesh)):
+        gallery = _read_gallery(model, params, batches, sharding)
+        scores = _similarity_matrix(gallery)
+        by_text = _candidates(scores.T, k_test).T  # [V, C] bool
+        by_video = _candidates(scores, k_test)
+        matched = scores + _match_pairs(model, params, gallery, by_text | by_video, rerank_batch_size, sharding)
     return RetrievalResult(
         similarity=scores,
         text_to_video=np.where(by_text, matched, np.float32(NOT_A_CANDIDATE)),

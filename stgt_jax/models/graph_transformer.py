@@ -15,6 +15,7 @@ from flax import linen as nn
 from stgt_jax.config import GraphConfig
 from stgt_jax.models.layers import ResidualAttentionBlock, layer_norm, stack
 from stgt_jax.ops.graph_attention import graph_attention
+from stgt_jax.sharding import whole_features
 
 
 class GraphAttention(nn.Module):
@@ -40,8 +41,9 @@ class GraphAttention(nn.Module):
             weighted=config.variant == "full",
             dropout_rate=config.dropout,
             dropout_rng=self.make_rng("dropout") if train and config.dropout > 0.0 else None,
+            implementation=config.implementation,
         )
-        return nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "b n h d -> b n (h d)"))
+        return whole_features(nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "b n h d -> b n (h d)")))
 
 
 class GraphBlock(nn.Module):
@@ -56,7 +58,7 @@ class GraphBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         batch, num_frames = x.shape[:2]
-        x = nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(x)
+        x = whole_features(nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(x))
 
         cross_frame = ResidualAttentionBlock(self.config.num_heads, self.dtype, name="cross_frame_attention")
         global_tokens = cross_frame(cross_frame(x[:, :, 0]))  # [B, T, D], twice with the same weights

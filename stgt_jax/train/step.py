@@ -41,7 +41,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        gradients, metrics = _mean_gradients(model, config, mesh, state, batch, rng)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the ops that split their own work
+            gradients, metrics = _mean_gradients(model, config, mesh, state, batch, rng)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(gradients)}

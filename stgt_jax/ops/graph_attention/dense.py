@@ -1,0 +1,28 @@
+"""Graph attention as the formula is written, with its N x N matrices for every head: the oracle of the others."""
+
+import jax
+import jax.numpy as jnp
+
+from stgt_jax.ops.graph_attention.dropout import keep_scale
+
+# The score of a pair without an edge: far below any real score, yet finite, so that a row without edges stays finite.
+_NO_EDGE = -1e30
+
+
+def dense_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, weights: jax.Array, dropout: jax.Array, dropout_rate: float
+) -> jax.Array:
+    """softmax((query key^T / sqrt(d)) * weights) value over the pairs whose weight is not 0.
+
+    [B, N, H, d] each, weights [B, N, N] -> [B, N, H, d].
+    """
+    weights = weights[:, None]  # the same graph for every head
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    scores = jnp.where(weights != 0, scores * weights, _NO_EDGE)
+    # The second `where` empties the rows of nodes without an edge, which the softmax makes uniform.
+    probabilities = jnp.where(weights != 0, jax.nn.softmax(scores, axis=-1), 0.0)
+    if dropout_rate > 0.0:
+        batch, num_nodes, heads, _ = query.shape
+        clip, head, row, column = jnp.ogrid[:batch, :heads, :num_nodes, :num_nodes]
+        probabilities *= keep_scale(dropout, clip, head, row, column, dropout_rate)
+    return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)

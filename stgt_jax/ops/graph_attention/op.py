@@ -1,0 +1,98 @@
+"""The function the model calls: it checks its arguments, chooses an implementation and runs it on the mesh in use."""
+
+import functools
+from types import ModuleType
+
+import jax
+from einops import rearrange
+
+from stgt_jax.config import GRAPH_IMPLEMENTATIONS
+from stgt_jax.errors import nearest
+from stgt_jax.ops.graph_attention import over_mesh
+from stgt_jax.ops.graph_attention.dense import dense_attention
+from stgt_jax.ops.graph_attention.dropout import make_key
+from stgt_jax.ops.graph_attention.graph import adjacency, banded_adjacency
+from stgt_jax.ops.graph_attention.select import choose
+
+
+def graph_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    nodes: jax.Array,
+    *,
+    num_frames: int,
+    sim_threshold: float,
+    weighted: bool = True,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """softmax((query key^T / sqrt(d)) * A) value over the edges of the graph A, the softmax in float32.
+
+    A node without any edge (a zero token) gets zeros. Under a mesh (`jax.set_mesh`) clips are split over its axes
+    `data` and `fsdp`, heads over `tensor`, and frames over `sequence`, each device then borrowing one neighbouring
+    frame on either side; `dense` is left to the compiler.
+
+    Args:
+      query: [B, N, heads, d], float32 or bfloat16.
+      key: [B, N, heads, d].
+      value: [B, N, heads, d].
+      nodes: [B, N, D], what the graph is computed from; no gradient flows into it.
+      num_frames: T, which must divide N.
+      sim_threshold: cosine similarities below it are no edge.
+      weighted: False attends over the same edges without multiplying their weights in (ablation).
+      dropout_rate: share of the probabilities set to zero.
+      dropout_rng: needed for dropout; None switches it off. Every implementation draws the same for the same key.
+      implementation: "dense", the formula as written with its N x N matrices; linear in T are "banded", plain XLA, and
+        the fused kernels "pallas_tpu" and "pallas_gpu" (interpreted, slowly, on other platforms); "auto" is the kernel
+        of the platform where it fits, else "banded".
+
+    Returns:
+      [B, N, heads, d] in the dtype of `query`.
+
+    Raises:
+      ValueError: num_frames does not divide N, or the implementation is unknown or cannot take these sizes.
+    """
+    num_nodes = nodes.shape[1]
+    if num_nodes % num_frames:
+        raise ValueError(f"num_frames={num_frames} does not divide the {num_nodes} nodes")
+    if implementation not in GRAPH_IMPLEMENTATIONS:
+        hint = nearest(implementation, GRAPH_IMPLEMENTATIONS)
+        raise ValueError(f"implementation='{implementation}' is unknown{hint}")
+    dropout, dropout_rate = make_key(dropout_rng), 0.0 if dropout_rng is None else dropout_rate
+    if implementation == "dense":
+        weights = adjacency(nodes, num_frames=num_frames, sim_threshold=sim_threshold)  # [B, N, N]
+        weights = weights if weighted else _unweighted(weights)
+        return dense_attention(query, key, value, weights, dropout, dropout_rate)
+    query, key, value, nodes = (
+        rearrange(x, "b (t p) ... -> b t p ...", t=num_frames) for x in (query, key, value, nodes)
+    )
+    module = choose(implementation, query)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, nodes: jax.Array, dropout: jax.Array) -> jax.Array:
+        weights = banded_adjacency(nodes, num_frames=query.shape[1], sim_threshold=sim_threshold)  # [B, T, 3, P, P]
+        return _attend(module, dropout_rate, query, key, value, weights if weighted else _unweighted(weights), dropout)
+
+    return rearrange(over_mesh.run(attend, query, key, value, nodes, dropout), "b t p h d -> b (t p) h d")
+
+
+def _unweighted(weights: jax.Array) -> jax.Array:
+    return (weights != 0).astype(weights.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(module: ModuleType, dropout_rate: float, query, key, value, weights, dropout: jax.Array) -> jax.Array:
+    return module.forward(query, key, value, weights, dropout, dropout_rate)[0]
+
+
+def _attend_forward(module, dropout_rate, query, key, value, weights, dropout):
+    out, log_sum_exp = module.forward(query, key, value, weights, dropout, dropout_rate)
+    return out, (query, key, value, weights, dropout, out, log_sum_exp)
+
+
+def _attend_backward(module, dropout_rate, saved, d_out):
+    return *module.backward(*saved, d_out, dropout_rate), None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

@@ -1,0 +1,81 @@
+"""Graph attention over a mesh of devices: clips, heads and frames apart from each other.
+
+A kernel is opaque to the compiler, which would gather the whole batch for it. Here every device attends for its own
+part. Split over frames it needs the one frame before and the one after those it holds, and only they travel: the memory
+of a device does not grow with the length of the clip.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from stgt_jax.sharding import BATCH_AXES, HEAD_AXES, SEQUENCE_AXES
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def run(
+    attend: Attend, query: jax.Array, key: jax.Array, value: jax.Array, nodes: jax.Array, dropout: jax.Array
+) -> jax.Array:
+    """Calls `attend` for all clips, frames and heads: at once, or split over the mesh in use.
+
+    Args:
+      attend: (query [b, t, P, h, d], key, value [b, t or t + 2, P, h, d], nodes [b, t or t + 2, P, D], dropout key) ->
+        [b, t, P, h, d] for a part of the clips, frames and heads.
+      query: [B, T, P, H, d].
+      key: [B, T, P, H, d].
+      value: [B, T, P, H, d].
+      nodes: [B, T, P, D].
+      dropout: its key.
+
+    Returns:
+      [B, T, P, H, d]. A dimension that its axes do not divide is not split over them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:  # one device, or the caller has split the work already
+        return attend(query, key, value, nodes, dropout)
+    batch, frames, patches, heads, _ = query.shape
+    clip_axes, head_axes, frame_axes = (
+        _dividing(mesh, names, size)
+        for names, size in ((BATCH_AXES, batch), (HEAD_AXES, heads), (SEQUENCE_AXES, frames))
+    )
+
+    def part(query, key, value, nodes, dropout):
+        if frame_axes:
+            key, value, nodes = (_with_neighbours(x, frame_axes[0], mesh) for x in (key, value, nodes))
+        first = [
+            jax.lax.axis_index(axes) * size if axes else 0
+            for axes, size in (
+                (clip_axes, query.shape[0]),
+                (head_axes, query.shape[3]),
+                (frame_axes, query.shape[1] * patches),
+            )
+        ]
+        return attend(query, key, value, nodes, dropout.at[2:].add(jnp.array(first, jnp.int32)))
+
+    by_head = P(clip_axes, frame_axes, None, head_axes, None)
+    split = jax.shard_map(
+        part,
+        in_specs=(by_head, by_head, by_head, P(clip_axes, frame_axes, None, None), P()),
+        out_specs=by_head,
+        check_vma=False,  # kernels do not say over which axes their results differ
+    )
+    return split(query, key, value, nodes, dropout)
+
+
+def _dividing(mesh: AbstractMesh, names: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """Those of the axes that the mesh has, as one group; none where together they do not divide `size`."""
+    names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
+    return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
+
+
+def _with_neighbours(x: jax.Array, axis: str, mesh: AbstractMesh) -> jax.Array:
+    """[b, t, ...] -> [b, t + 2, ...]: the neighbouring devices' adjacent frames around ours, zeros at a clip's ends."""
+    steps = [(i, i + 1) for i in range(mesh.shape[axis] - 1)]
+    before = jax.lax.ppermute(x[:, -1:], axis, steps)
+    after = jax.lax.ppermute(x[:, :1], axis, [(there, here) for here, there in steps])
+    return jnp.concatenate([before, x, after], axis=1)

@@ -1,0 +1,371 @@
+"""Graph attention as one fused sweep over the frames of a clip, for TPUs (Pallas, Mosaic TPU).
+
+The grid runs through a clip frame by frame. Keys and values come in once each and stay in a ring of three frames, the
+window of the frame that attends; in the backward pass their gradients are summed in such a ring and leave it when the
+last frame that saw them is done. So every array crosses the memory bus once, and scores never do.
+
+The graph is read, not computed, here: one block serves all heads of its frame. Heads lie side by side in memory, and a
+head dimension such as 88, which is no multiple of the 128 lanes, is parted inside the kernel: nobody pads it.
+
+Letters: T frames that attend, Tk = T, or T + 2 with a neighbour beyond each end; P nodes a frame, R = P padded to whole
+tiles with nodes that have no edges.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from stgt_jax.ops.graph_attention.dropout import keep_scale
+from stgt_jax.ops.platform import target_platform
+
+_NO_EDGE = -1e30
+_LANES, _SUBLANES = 128, 16  # of a bfloat16 tile
+_MAX_TILE = 128  # rows of scores at a time: more of them spill registers
+_VMEM_SHARE = 0.9  # of the vector memory that the kernels may plan with
+_RING = 3  # frames in a window
+
+
+def unfit(query: jax.Array) -> str:
+    """Why the kernels cannot take `query` [B, T, P, H, d] on the device in use; empty where they can."""
+    if query.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"takes float32 or bfloat16, not {query.dtype}"
+    needed = _Sizes.of(query, query, 0.0).vmem_bytes
+    if target_platform() == "tpu" and needed > (limit := int(_VMEM_SHARE * pltpu.get_tpu_info().vmem_capacity_bytes)):
+        return f"needs {needed >> 20} MiB of vector memory for frames of this size, but may use {limit >> 20}"
+    return ""
+
+
+def forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, weights: jax.Array, dropout: jax.Array, dropout_rate: float
+) -> tuple[jax.Array, jax.Array]:
+    """As `banded.forward`, which says the shapes."""
+    sizes = _Sizes.of(query, key, dropout_rate)
+    out, log_sum_exp = _sweep(
+        _forward_kernel,
+        sizes,
+        dropout,
+        steps=sizes.frames + sizes.beyond + 1,
+        attending=[sizes.wide(query), sizes.square(weights)],
+        attended=[sizes.wide(key), sizes.wide(value)],
+        out_attending=[(sizes.width, query.dtype), (sizes.heads, jnp.float32)],
+        rings=[query.dtype, query.dtype],
+    )
+    return sizes.by_head(out), log_sum_exp[:, :, : sizes.patches]
+
+
+def backward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    weights: jax.Array,
+    dropout: jax.Array,
+    out: jax.Array,
+    log_sum_exp: jax.Array,
+    d_out: jax.Array,
+    dropout_rate: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `banded.backward`, which says the shapes."""
+    sizes = _Sizes.of(query, key, dropout_rate)
+    gradients = _sweep(
+        _backward_kernel,
+        sizes,
+        dropout,
+        steps=sizes.key_frames + _RING - 1,
+        attending=[
+            sizes.wide(query),
+            sizes.square(weights),
+            sizes.wide(out),
+            sizes.wide(d_out),
+            sizes.tall(log_sum_exp),
+        ],
+        attended=[sizes.wide(key), sizes.wide(value)],
+        out_attending=[(sizes.width, query.dtype)],
+        out_attended=[(sizes.width, query.dtype), (sizes.width, query.dtype)],
+        rings=[query.dtype, query.dtype, jnp.float32, jnp.float32],
+    )
+    return tuple(map(sizes.by_head, gradients))  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """What the kernels know of their arrays, and how those become theirs."""
+
+    batch: int
+    frames: int  # T
+    key_frames: int  # Tk
+    patches: int  # P
+    heads: int
+    head_dim: int
+    dtype: Any
+    dropout_rate: float
+
+    @classmethod
+    def of(cls, query: jax.Array, key: jax.Array, dropout_rate: float) -> "_Sizes":
+        batch, frames, patches, heads, head_dim = query.shape
+        return cls(batch, frames, key.shape[1], patches, heads, head_dim, jnp.dtype(query.dtype), dropout_rate)
+
+    @property
+    def beyond(self) -> int:
+        """Key frames before the first frame that attends."""
+        return (self.key_frames - self.frames) // 2
+
+    @property
+    def tile(self) -> int:
+        """Rows of scores at a time."""
+        return _round_up(pl.cdiv(self.patches, pl.cdiv(self.patches, _MAX_TILE)), _SUBLANES)
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return _round_up(self.patches, self.tile)
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def vmem_bytes(self) -> int:
+        """Vector memory of the backward kernel, the larger one: blocks twice, for one moves while another is used."""
+        item = self.dtype.itemsize
+        wide, graph = self.rows * _round_up(self.width, _LANES), self.rows * _round_up(self.rows, _LANES)
+        blocks = 8 * wide * item + (3 * graph + self.rows * _round_up(self.heads, _LANES)) * 4
+        rings = _RING * self.heads * self.rows * _round_up(self.head_dim, _LANES) * (2 * item + 2 * 4)
+        scores = 8 * self.tile * _round_up(self.rows, _LANES) * 4
+        return 2 * blocks + rings + scores
+
+    def wide(self, x: jax.Array) -> jax.Array:
+        """[B, t, P, H, d] -> [B, t, R, H * d]."""
+        return self.tall(rearrange(x, "b t p h d -> b t p (h d)"))
+
+    def tall(self, x: jax.Array) -> jax.Array:
+        """[B, t, P, any] -> [B, t, R, any]."""
+        return jnp.pad(x, [(0, 0), (0, 0), (0, self.rows - self.patches), (0, 0)])
+
+    def square(self, weights: jax.Array) -> jax.Array:
+        """[B, T, 3, P, P] -> [B, T, 3, R, R]."""
+        more = (0, self.rows - self.patches)
+        return jnp.pad(weights, [(0, 0), (0, 0), (0, 0), more, more])
+
+    def by_head(self, x: jax.Array) -> jax.Array:
+        """[B, t, R, H * d] -> [B, t, P, H, d]."""
+        return rearrange(x[:, :, : self.patches], "b t p (h d) -> b t p h d", h=self.heads)
+
+
+def _sweep(
+    kernel: Callable[..., None],
+    sizes: _Sizes,
+    dropout: jax.Array,
+    *,
+    steps: int,
+    attending: Sequence[jax.Array],
+    attended: Sequence[jax.Array],
+    out_attending: Sequence[tuple[int, Any]],
+    out_attended: Sequence[tuple[int, Any]] = (),
+    rings: Sequence[Any],
+) -> Sequence[jax.Array]:
+    """Runs a kernel at every step of every clip. At step s key frame s comes in, the frame whose window ends with it
+    attends, and the key frame that no later one sees goes out.
+
+    Args:
+      kernel: takes the step and references: dropout key, `attending`, `attended`, outputs, rings.
+      sizes: of the arrays.
+      dropout: the key.
+      steps: of a clip.
+      attending: arrays [B, T, ...], of the frame that attends.
+      attended: arrays [B, Tk, ...], of the key frame that comes in.
+      out_attending: (width, dtype) of outputs [B, T, R, width].
+      out_attended: (width, dtype) of outputs [B, Tk, R, width], of the key frame that goes out.
+      rings: dtypes of scratch [3, H, R, d].
+    """
+
+    def blocks(frame: Callable[[jax.Array], jax.Array], *shape: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, *shape), lambda b, s: (b, frame(s), *(0 for _ in shape)))
+
+    def attends(step: jax.Array) -> jax.Array:
+        return jnp.clip(step - 1 - sizes.beyond, 0, sizes.frames - 1)
+
+    def comes_in(step: jax.Array) -> jax.Array:
+        return jnp.minimum(step, sizes.key_frames - 1)
+
+    def goes_out(step: jax.Array) -> jax.Array:
+        return jnp.maximum(step - (_RING - 1), 0)
+
+    outs = [(attends, sizes.frames, *out) for out in out_attending]
+    outs += [(goes_out, sizes.key_frames, *out) for out in out_attended]
+    products = 2 if not out_attended else 5
+    on_tpu = target_platform() == "tpu"
+    return pl.pallas_call(
+        lambda *references: kernel(_Step(sizes, pl.program_id(0), pl.program_id(1)), *references),
+        grid=(sizes.batch, steps),
+        in_specs=[
+            pl.BlockSpec(memory_space=pltpu.SMEM),
+            *(blocks(attends, *x.shape[2:]) for x in attending),
+            *(blocks(comes_in, *x.shape[2:]) for x in attended),
+        ],
+        out_specs=[blocks(frame, sizes.rows, width) for frame, _, width, _ in outs],
+        out_shape=[
+            jax.ShapeDtypeStruct((sizes.batch, frames, sizes.rows, width), dtype) for _, frames, width, dtype in outs
+        ],
+        scratch_shapes=[pltpu.VMEM((_RING, sizes.heads, sizes.rows, sizes.head_dim), dtype) for dtype in rings],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"),
+            vmem_limit_bytes=int(sizes.vmem_bytes / _VMEM_SHARE),
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=products * 2 * sizes.batch * (3 * sizes.frames - 2) * sizes.patches**2 * sizes.width,
+            transcendentals=sizes.batch * (3 * sizes.frames - 2) * sizes.patches**2 * sizes.heads,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*attending, *attended)),
+        ),
+        interpret=not on_tpu,
+    )(dropout, *attending, *attended)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """Where the sweep is. Asked for once: inside of conditions and loops the interpreter knows no place."""
+
+    sizes: _Sizes
+    clip: jax.Array
+    step: jax.Array
+
+    @property
+    def frame(self) -> jax.Array:
+        """The frame that attends; below 0 or beyond T none does."""
+        return self.step - 1 - self.sizes.beyond
+
+    def slot(self, block: int | jax.Array) -> jax.Array:
+        """Where the rings hold a block of the window; its last one, 2, comes in at this step."""
+        return (self.step + 1 + block) % _RING
+
+    def blocks(self) -> tuple[jax.Array, jax.Array]:
+        """The window's first block and the one beyond its last: a clip's ends have no frame before, or after."""
+        return jnp.where(self.step < 2, 1, 0), jnp.where(self.step < self.sizes.key_frames, 3, 2)
+
+    def columns(self, head: int) -> slice:
+        """Those of a head in [R, H * d]."""
+        return slice(head * self.sizes.head_dim, (head + 1) * self.sizes.head_dim)
+
+    def come_in(self, source: Any, ring: Any) -> None:
+        """Puts the key frame that comes in into its slot, head by head: later reads are then whole tiles."""
+
+        @pl.when(self.step < self.sizes.key_frames)
+        def _():
+            for head in range(self.sizes.heads):
+                ring[self.slot(2), head] = source[:, self.columns(head)]
+
+    def go_out(self, ring: Any, target: Any) -> None:
+        """Writes the key frame that no later frame sees."""
+
+        @pl.when(self.step >= _RING - 1)
+        def _():
+            for head in range(self.sizes.heads):
+                target[:, self.columns(head)] = ring[self.slot(0), head].astype(target.dtype)
+
+    def attend(self, tile: Callable[[Any, int], None]) -> None:
+        """Calls tile(rows, head) for every tile and head of the frame that attends."""
+        size = self.sizes.tile
+
+        @pl.when((self.frame >= 0) & (self.frame < self.sizes.frames))
+        def _():
+            @pl.loop(0, self.sizes.rows // size)
+            def _(i):
+                for head in range(self.sizes.heads):
+                    tile(pl.ds(pl.multiple_of(i * size, size), size), head)
+
+    def scores(self, query: jax.Array, key: jax.Array, graph: jax.Array) -> jax.Array:
+        """[tile, d], [R, d], weights [tile, R] -> [tile, R] float32."""
+        scores = _product(query, key, (1, 1)) * (graph * self.sizes.head_dim**-0.5)
+        return jnp.where(graph != 0, scores, _NO_EDGE)
+
+    def keep_scale(self, dropout_ref: Any, head: int, rows: Any, block: jax.Array) -> jax.Array:
+        """`keep_scale` of a tile of probabilities [tile, R]."""
+        sizes = self.sizes
+        dropout = [dropout_ref[i] for i in range(5)]
+        query = self.frame * sizes.patches + rows.start + jax.lax.broadcasted_iota(jnp.int32, (sizes.tile, 1), 0)
+        key = (self.frame + block - 1) * sizes.patches + jax.lax.broadcasted_iota(jnp.int32, (1, sizes.rows), 1)
+        return keep_scale(dropout, self.clip, head, query, key, sizes.dropout_rate)
+
+
+def _forward_kernel(
+    step: _Step, dropout, query_ref, weights_ref, key_ref, value_ref, out_ref, log_sum_exp_ref, key_ring, value_ring
+):
+    step.come_in(key_ref, key_ring)
+    step.come_in(value_ref, value_ring)
+
+    @step.attend
+    def _(rows, head):
+        query = query_ref[rows, step.columns(head)]
+
+        def visit(block, carry):
+            highest, total, out = carry
+            slot = step.slot(block)
+            scores = step.scores(query, key_ring[slot, head], weights_ref[block, rows, :])
+            highest, before = jnp.maximum(highest, scores.max(axis=-1, keepdims=True)), highest
+            shrink = jnp.exp(before - highest)
+            probabilities = jnp.exp(scores - highest)
+            total = total * shrink + probabilities.sum(axis=-1, keepdims=True)
+            if step.sizes.dropout_rate > 0.0:
+                probabilities *= step.keep_scale(dropout, head, rows, block)
+            value = value_ring[slot, head]
+            out = out * shrink + _product(probabilities.astype(value.dtype), value, (1, 0))
+            return highest, total, out
+
+        zeros = jnp.zeros((query.shape[0], 1), jnp.float32)
+        start = zeros + _NO_EDGE, zeros, jnp.zeros(query.shape, jnp.float32)
+        highest, total, out = jax.lax.fori_loop(*step.blocks(), visit, start)
+        has_edge = highest > _NO_EDGE
+        out_ref[rows, step.columns(head)] = jnp.where(has_edge, out / total, 0.0).astype(out_ref.dtype)
+        log_sum_exp_ref[rows, head : head + 1] = jnp.where(has_edge, highest + jnp.log(total), 0.0)
+
+
+def _backward_kernel(
+    step: _Step, dropout, query_ref, weights_ref, out_ref, d_out_ref, log_sum_exp_ref, key_ref, value_ref,
+    d_query_ref, d_key_ref, d_value_ref, key_ring, value_ring, d_key_ring, d_value_ring,
+):  # fmt: skip
+    step.come_in(key_ref, key_ring)
+    step.come_in(value_ref, value_ring)
+    for ring in (d_key_ring, d_value_ring):
+        ring[step.slot(2)] = jnp.zeros(ring.shape[1:], ring.dtype)
+
+    @step.attend
+    def _(rows, head):
+        query, out, d_out = (ref[rows, step.columns(head)] for ref in (query_ref, out_ref, d_out_ref))
+        log_sum_exp = log_sum_exp_ref[rows, head : head + 1]
+        delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+
+        def visit(block, d_query):
+            slot = step.slot(block)
+            key, graph = key_ring[slot, head], weights_ref[block, rows, :]
+            probabilities = jnp.exp(step.scores(query, key, graph) - log_sum_exp)
+            kept, d_probabilities = probabilities, _product(d_out, value_ring[slot, head], (1, 1))
+            if step.sizes.dropout_rate > 0.0:
+                scale = step.keep_scale(dropout, head, rows, block)
+                kept, d_probabilities = kept * scale, d_probabilities * scale
+            d_scores = probabilities * (d_probabilities - delta) * (graph * step.sizes.head_dim**-0.5)
+            d_scores = d_scores.astype(query.dtype)
+            d_key_ring[slot, head] += _product(d_scores, query, (0, 0))
+            d_value_ring[slot, head] += _product(kept.astype(query.dtype), d_out, (0, 0))
+            return d_query + _product(d_scores, key, (1, 0))
+
+        d_query = jax.lax.fori_loop(*step.blocks(), visit, jnp.zeros(query.shape, jnp.float32))
+        d_query_ref[rows, step.columns(head)] = d_query.astype(d_query_ref.dtype)
+
+    step.go_out(d_key_ring, d_key_ref)
+    step.go_out(d_value_ring, d_value_ref)
+
+
+def _product(left: jax.Array, right: jax.Array, contracted: tuple[int, int]) -> jax.Array:
+    """Matrix product in float32 over one dimension of each."""
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    dims = (((contracted[0],), (contracted[1],)), ((), ()))
+    return jax.lax.dot_general(left, right, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
