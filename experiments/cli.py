@@ -5,6 +5,7 @@ imported inside the sub-command that needs it, so that `--help` and a refused op
 """
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError
+from experiments.bench.commands import add_bench_commands
 from experiments.options import apply_options, format_value, list_options
 from experiments.recipes import RECIPES, get_recipe
 from experiments.steps import write_json
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one `stgt` command; returns its exit status."""
     # What one command compiled the next one loads: a resumed stage, an ablation's arms. Read by jax when imported.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "stgt_jax"))
+    _show_log()
     try:
         arguments, extra = _parser().parse_known_args(argv)
         if extra and not arguments.takes_recipe_options:
@@ -43,6 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stgt: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _show_log() -> None:
+    """The package's own remarks, such as which kernel runs, go to standard error; others' only from warnings on."""
+    logger = logging.getLogger("stgt_jax")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_pretrain(commands)
     evaluate = commands.add_parser("eval", help="measure a checkpoint", description="Evaluations of a checkpoint.")
     _add_eval_retrieval(evaluate.add_subparsers(required=True, metavar="COMMAND"))
+    bench = commands.add_parser("bench", help="measure speed and memory", description="Benchmarks.")
+    add_bench_commands(bench.add_subparsers(required=True, metavar="COMMAND"), _add_command)
     _add_ablate(commands)
     _add_report(commands)
     _add_demo(commands)

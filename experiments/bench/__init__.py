@@ -1,0 +1,1 @@
+"""Benchmarks: how long the model's parts take, how much memory, and which share of what the device can do."""

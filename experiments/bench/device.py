@@ -1,0 +1,70 @@
+"""The device that is measured: its name, and the most it can do, measured in the same run rather than looked up."""
+
+import datetime
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench.timing import seconds_of
+
+_CHAINED = 4  # programs started one after the other, so that starting them is hidden behind running them
+_REPEATS = 5  # of which the fastest counts: it is a peak
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most one device did."""
+
+    flops_per_second: float  # of a large square matrix product
+    bytes_per_second: float  # of a + s * b on large vectors, in place: two read, one written
+
+
+def describe_device(dtype: str) -> dict[str, Any]:
+    """Returns which device is measured, with what and when."""
+    device = jax.devices()[0]
+    cores = f" ({os.cpu_count()} cores)" if device.platform == "cpu" else ""
+    return {
+        "device": device.device_kind + cores,
+        "num_devices": jax.device_count(),
+        "jax": jax.__version__,
+        "dtype": dtype,
+        "date": datetime.datetime.now().astimezone().date().isoformat(),
+    }
+
+
+def measure_peak(dtype: str, *, matrix_size: int | None = None, vector_bytes: int | None = None) -> Peak:
+    """Measures what the default device can do at most.
+
+    Args:
+      dtype: of the matrix product.
+      matrix_size: rows and columns; by default as many as keep the device busy, yet take less than a second.
+      vector_bytes: of each of the two vectors; by default far more than any cache holds.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size = matrix_size or (2048 if on_cpu else 8192)
+    length = (vector_bytes or 2 ** (28 if on_cpu else 30)) // 4
+    matrix = (
+        jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype)) * size**-0.5
+    )  # products keep its scale
+    product = _fastest(lambda a, b: a @ b, matrix)
+    triad = _fastest(lambda a, b: a + 0.5 * b, jnp.ones(length, jnp.float32))
+    return Peak(2 * size**3 / product, 3 * 4 * length / triad)
+
+
+def _fastest(operation: Callable[[jax.Array, jax.Array], jax.Array], second: jax.Array) -> float:
+    """Seconds of `operation` on two arrays; the first is a copy of the second and makes place for each result."""
+    program = jax.jit(operation, donate_argnums=0)
+    first = jnp.copy(second)
+
+    def run() -> jax.Array:
+        nonlocal first
+        for _ in range(_CHAINED):
+            first = program(first, second)
+        return first
+
+    jax.block_until_ready(run())
+    return min(seconds_of(run) for _ in range(_REPEATS)) / _CHAINED

@@ -1,0 +1,200 @@
+"""`stgt bench graph-attention`: every implementation over ever longer clips, in time, memory and shares of the peak.
+
+Dense attention grows with the square of the number of frames T, the others in proportion to it; the table shows it, and
+at which T what still fits. Letters: B clips, T frames, P patches a frame, N = T * P nodes, D width, d = D / heads.
+"""
+
+import dataclasses
+import math
+import re
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench.device import Peak, describe_device, measure_peak
+from experiments.bench.graph_attention_figures import FORWARD, PASSES, Row, add_ratios, growth
+from experiments.bench.memory import free_memory, needed_memory
+from experiments.bench.timing import time_runs, with_backward
+from stgt_jax.config import GRAPH_IMPLEMENTATIONS, GraphConfig
+from stgt_jax.errors import STGTError, nearest
+from stgt_jax.flops import graph_attention_flops, graph_block_flops
+from stgt_jax.models.graph_transformer import GraphBlock
+from stgt_jax.ops.graph_attention import graph_attention
+from stgt_jax.ops.platform import target_platform
+
+SIM_THRESHOLD = 0.1
+# Normal numbers with the mean m have cosine similarities of m^2 / (1 + m^2) on average: about half pass the threshold.
+NODE_MEAN = math.sqrt(SIM_THRESHOLD / (1 - SIM_THRESHOLD))
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; the defaults are the published model's sizes, a clip at a time."""
+
+    frames: tuple[int, ...] = (4, 8, 16, 32, 64)
+    implementations: tuple[str, ...] = ()  # empty: dense, banded and the platform's kernel
+    dtype: str = ""  # empty: float32 on CPUs, bfloat16 on accelerators
+    width: int = 1408
+    num_heads: int = 16
+    patches: int = 256
+    batch: int = 1
+    repeats: int = 5
+    seconds_limit: float = 60.0  # a run that takes longer is measured once
+    block: bool = False  # the whole graph block instead of the operation alone
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_heads", "patches", "batch", "repeats", "seconds_limit"):
+            _check_positive(name, getattr(self, name))
+        for frames in self.frames or (0,):
+            _check_positive("frames", frames)
+        for name in self.implementations:
+            if name not in GRAPH_IMPLEMENTATIONS:
+                raise STGTError(f"unknown implementation '{name}'{nearest(name, GRAPH_IMPLEMENTATIONS)}")
+        if self.dtype and self.dtype not in DTYPES:
+            raise STGTError(f"unknown dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
+        if self.width % self.num_heads:
+            raise STGTError(f"--num-heads={self.num_heads} does not divide --width={self.width}")
+
+
+def bench_graph_attention(
+    settings: Settings, *, memory_limit: float | None = None, peak: Peak | None = None
+) -> dict[str, Any]:
+    """Measures every implementation at every T, forward and with the backward pass.
+
+    Args:
+      settings: what.
+      memory_limit: bytes a program may need; by default what is free on the device when its turn comes.
+      peak: by default measured first.
+
+    Returns:
+      For JSON: "device", "settings", "peak", "rows" (of `Row`, with the ratios to dense "time_to_dense" and
+      "memory_to_dense") and "growth" (exponents in T, of `growth_exponent`).
+    """
+    on_cpu = target_platform() == "cpu"
+    dtype = settings.dtype or ("float32" if on_cpu else "bfloat16")
+    implementations = settings.implementations or _default_implementations()
+    peak = peak or measure_peak(dtype)
+    rows = []
+    for passes in PASSES:
+        for frames in settings.frames:
+            for implementation in implementations:
+                print(f"{implementation}, T = {frames}, {passes} ...", file=sys.stderr, flush=True)
+                case = _Case(settings, dtype, implementation, frames)
+                rows.append(_measure(case, passes, peak, memory_limit))
+    return {
+        "device": describe_device(dtype),
+        "settings": asdict(settings),
+        "peak": asdict(peak),
+        "rows": add_ratios(rows),
+        "growth": growth(rows),
+    }
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One function to measure: the operation or the block, of one implementation at one T."""
+
+    settings: Settings
+    dtype: str
+    implementation: str
+    frames: int
+
+    def inputs(self, key: jax.Array) -> tuple[Any, Any]:
+        """(what is differentiated, what is not) for `apply`."""
+        s, dtype = self.settings, jnp.dtype(self.dtype)
+        keys = jax.random.split(key, 4)
+        if s.block:
+            shape = (s.batch, self.frames, 1 + s.patches, s.width)
+            tokens = (NODE_MEAN + jax.random.normal(keys[0], shape)).astype(dtype)
+            return (self._block().init(keys[1], tokens, False), tokens), ()
+        num_nodes = self.frames * s.patches
+        nodes = NODE_MEAN + jax.random.normal(keys[0], (s.batch, num_nodes, s.width))
+        shape = (s.batch, num_nodes, s.num_heads, s.width // s.num_heads)
+        return tuple(jax.random.normal(k, shape, dtype) for k in keys[1:]), nodes.astype(dtype)
+
+    def apply(self, differentiable: Any, constant: Any) -> jax.Array:
+        """[B, N, heads, d], or [B, T, 1 + P, D] of the block."""
+        if self.settings.block:
+            params, tokens = differentiable
+            return self._block().apply(params, tokens, False)[0]  # type: ignore[return-value]
+        query, key, value = differentiable
+        return graph_attention(
+            query,
+            key,
+            value,
+            constant,
+            num_frames=self.frames,
+            sim_threshold=SIM_THRESHOLD,
+            implementation=self.implementation,
+        )
+
+    def flops(self, passes: str) -> int:
+        """The model's, whatever the implementation computes beside."""
+        s = self.settings
+        count = graph_block_flops if s.block else graph_attention_flops
+        flops = count(batch=s.batch, frames=self.frames, patches=s.patches, width=s.width)
+        return flops.forward if passes == FORWARD else flops.total
+
+    def _block(self) -> GraphBlock:
+        config = GraphConfig(
+            num_heads=self.settings.num_heads,
+            num_frames=self.frames,
+            sim_threshold=SIM_THRESHOLD,
+            implementation=self.implementation,
+        )
+        return GraphBlock(config, jnp.dtype(self.dtype))
+
+
+def _measure(case: _Case, passes: str, peak: Peak, memory_limit: float | None) -> Row:
+    """Compiles, and runs only what fits: a program that does not is known before any memory is taken."""
+    row = Row(case.implementation, case.frames, passes)
+    function = case.apply if passes == FORWARD else with_backward(case.apply)
+    try:
+        compiled = jax.jit(function).lower(*jax.eval_shape(case.inputs, jax.random.key(0))).compile()
+    except (ValueError, RuntimeError) as error:  # sizes a kernel can't take, or a device; memory the compiler misses
+        return dataclasses.replace(row, note=_reason(error))
+    memory = needed_memory(compiled)
+    row = dataclasses.replace(row, temporary_bytes=memory.temporaries)
+    limit = free_memory(jax.devices()[0]) if memory_limit is None else memory_limit
+    if memory.total > limit:
+        return dataclasses.replace(row, note=f"does not fit ({memory.total / 1e9:.3g} GB)")
+    settings, inputs = case.settings, jax.jit(case.inputs)(jax.random.key(0))
+    jax.block_until_ready(inputs)
+    try:
+        timing = time_runs(lambda: compiled(*inputs), repeats=settings.repeats, seconds_limit=settings.seconds_limit)
+    except jax.errors.JaxRuntimeError as error:  # memory that is free, but in pieces
+        return dataclasses.replace(row, note=_reason(error))
+    # Each argument read and each result written once: the least that any implementation must move.
+    moved = memory.arguments + memory.outputs
+    return dataclasses.replace(
+        row,
+        seconds=timing.seconds,
+        repeats=timing.repeats,
+        peak_flops_share=case.flops(passes) / timing.seconds / peak.flops_per_second,
+        peak_bytes_share=moved / timing.seconds / peak.bytes_per_second,
+        note="one run only" if timing.repeats < settings.repeats else "",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Why a program did not run, as a note in the table."""
+    message = str(error).strip().partition("\n")[0]
+    if "RESOURCE_EXHAUSTED" not in message:
+        return f"does not run: {message[:200]}"
+    # The TPU compiler's words: "Used 31.2G of 15.5G hbm".
+    used = re.search(r"Used ([\d.]+)G of", message)
+    return f"does not fit ({used[1]} GB)" if used else "does not fit"
+
+
+def _default_implementations() -> tuple[str, ...]:
+    kernel = {"tpu": ("pallas_tpu",), "gpu": ("pallas_gpu",)}
+    return "dense", "banded", *kernel.get(target_platform(), ())
+
+
+def _check_positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise STGTError(f"--{name.replace('_', '-')}={value} must be greater than 0")

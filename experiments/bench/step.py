@@ -1,0 +1,249 @@
+"""`stgt bench step`: one train step of a recipe, whole and in its parts, against the measured peak of the device.
+
+The batch is made up; shapes are the recipe's. Each part is compiled and timed by itself, so the parts' times need not
+add up to the step's: alone, a part can't share memory or overlap with others.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from experiments.bench.device import Peak, describe_device, measure_peak
+from experiments.bench.memory import Memory, free_memory, needed_memory
+from experiments.bench.parts import PARTS, Part
+from experiments.bench.table import device_line, format_table, number, peak_line
+from experiments.bench.timing import time_runs, with_backward
+from experiments.recipes import Recipe
+from stgt_jax.errors import STGTError
+from stgt_jax.flops import model_flops
+from stgt_jax.models.stgt import STGT
+from stgt_jax.sharding import make_mesh, shard_batch
+from stgt_jax.train.optimizer import make_optimizer
+from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
+from stgt_jax.train.step import make_train_step
+
+TEXT_LENGTH = 32  # tokens a caption, those of `stgt data build`
+Figures = dict[str, Any]
+FORWARD, BACKWARD = "forward", "forward + backward"
+
+
+def bench_step(
+    recipe: Recipe, *, repeats: int = 5, text_length: int | None = None, peak: Peak | None = None
+) -> Figures:
+    """Measures the train step of a recipe and its parts.
+
+    Args:
+      recipe: its model and training; nothing is read from its data but the number and the size of frames.
+      repeats: runs whose median is taken.
+      text_length: S; by default that of `stgt data build`, or what the model reads if that is less.
+      peak: of one device; by default measured first.
+
+    Returns:
+      For JSON: "device", "peak", "rows" of the parts and "step", the whole. Times are seconds of a step (all its
+      accumulation steps together), FLOP/s those of all devices, shares those of all devices' peak.
+
+    Raises:
+      STGTError: a number out of range, a batch the devices can't share, or a step that needs more memory than is free.
+    """
+    text_length = _check_sizes(recipe, repeats, text_length)
+    mesh, model = make_mesh(recipe.train.mesh), STGT(recipe.model)
+    peak = peak or measure_peak(recipe.model.dtype)
+    with jax.set_mesh(mesh):
+        whole, state = _time_whole(recipe, model, mesh, text_length, repeats)
+        rows = _time_parts(recipe, model, mesh, state, text_length, repeats)
+        rows.append({"part": "optimizer", "passes": "", "seconds": _time_optimizer(recipe, state, repeats)})
+    flops = _flops(recipe, text_length)
+    seconds, peak_flops = whole["seconds"], peak.flops_per_second * mesh.size
+    return {
+        "device": describe_device(recipe.model.dtype),
+        "peak": asdict(peak),
+        "rows": [_with_shares(row, seconds, flops.get(row["part"]), peak_flops) for row in rows],
+        "step": _with_shares(whole, seconds, sum(flops.values()), peak_flops)
+        | {"videos_per_second": recipe.train.batch_size / seconds},
+    }
+
+
+def _check_sizes(recipe: Recipe, repeats: int, text_length: int | None) -> int:
+    longest = recipe.model.qformer.max_text_length
+    text_length = min(TEXT_LENGTH, longest) if text_length is None else text_length
+    if repeats < 1:
+        raise STGTError(f"--repeats={repeats} must be greater than 0")
+    if not 2 <= text_length <= longest:
+        raise STGTError(f"--text-length={text_length} must lie in [2, model.qformer.max_text_length={longest}]")
+    return text_length
+
+
+def _batch(recipe: Recipe, mesh: Mesh, size: int, text_length: int) -> dict[str, jax.Array]:
+    """A batch as the loader would give it: noise for videos, captions of full length."""
+    rng, data = np.random.default_rng(0), recipe.data
+    shape = (size, data.num_frames, data.image_size, data.image_size, 3)
+    return shard_batch(
+        {
+            "video": rng.integers(0, 256, shape, dtype=np.uint8),
+            "input_ids": rng.integers(0, recipe.model.qformer.vocab_size, (size, text_length), dtype=np.int32),
+            "attention_mask": np.ones((size, text_length), np.int32),
+        },
+        mesh,
+    )
+
+
+def _time_whole(recipe: Recipe, model: STGT, mesh: Mesh, text_length: int, repeats: int) -> tuple[Figures, TrainState]:
+    """The row of the whole step, and the state it led to."""
+    _say("the whole step")
+    train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
+    batch = _batch(recipe, mesh, recipe.train.batch_size, text_length)
+    compiled = train_step.lower(abstract_state(model, recipe.train, mesh), batch).compile()
+    memory = needed_memory(compiled)
+    _check_fits(memory)
+    state = init_state(model, recipe.train, mesh)
+
+    def run() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return state, metrics
+
+    seconds = time_runs(run, repeats=repeats).seconds
+    return {"part": "whole step", "passes": "", "seconds": seconds, "temporary_bytes": memory.temporaries}, state
+
+
+def _check_fits(memory: Memory) -> None:
+    free = free_memory(jax.devices()[0])
+    if memory.total > free:
+        raise STGTError(
+            f"the step needs {memory.total / 1e9:.3g} GB on a device and {free / 1e9:.3g} GB are free; lower"
+            " --train.batch_size, or raise --train.accumulation_steps"
+        )
+
+
+def _time_parts(
+    recipe: Recipe, model: STGT, mesh: Mesh, state: TrainState, text_length: int, repeats: int
+) -> list[Figures]:
+    """A row for each part, on what the parts before it gave; a microbatch at a time, and all of them counted."""
+    steps = recipe.train.accumulation_steps
+    arrays: dict[str, Any] = dict(_batch(recipe, mesh, recipe.train.batch_size // steps, text_length))
+    with_gradient: set[str] = set()  # names of the arrays that trained parameters have a share in
+    rows = []
+    for part in PARTS:
+        _say(part.name)
+        inputs = {name: arrays[name] for name in part.reads}
+        differentiable = (
+            _params(state.params, part, used=True),
+            {name: inputs.pop(name) for name in part.reads if name in with_gradient},
+        )
+        constant = (merge_params(_params(state.params, part, used=False), state.frozen), inputs)
+        passes = BACKWARD if jax.tree.leaves(differentiable) else FORWARD
+        outputs, seconds = _time_part(_function(part, recipe, model), passes, differentiable, constant, repeats)
+        arrays |= outputs
+        with_gradient |= set(part.gives) if passes == BACKWARD else set()
+        rows.append({"part": part.name, "passes": passes, "seconds": seconds * steps})
+    return rows
+
+
+def _time_part(
+    function: Callable[[Any, Any], Any], passes: str, differentiable: Any, constant: Any, repeats: int
+) -> tuple[dict[str, Any], float]:
+    """(what the part gives, seconds of a run)."""
+    program = jax.jit(with_backward(function) if passes == BACKWARD else function)
+    compiled = program.lower(differentiable, constant).compile()
+    seconds = time_runs(lambda: compiled(differentiable, constant), repeats=repeats).seconds
+    outputs = compiled(differentiable, constant)
+    return outputs[0] if passes == BACKWARD else outputs, seconds
+
+
+def _function(part: Part, recipe: Recipe, model: STGT) -> Callable[[Any, Any], dict[str, Any]]:
+    """A part as a function of ((parameters, inputs) with a gradient, those without)."""
+
+    def function(differentiable: Any, constant: Any) -> dict[str, Any]:
+        params = merge_params(differentiable[0], constant[0])
+        arrays = differentiable[1] | constant[1]
+        return part.run(model, recipe.train.loss, params, arrays, jax.random.key(0))
+
+    return function
+
+
+def _params(params: Any, part: Part, *, used: bool) -> Any:
+    """The parameters that a part uses, or all the others, as a tree of their own."""
+    return unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if part.uses(path) == used})
+
+
+def _time_optimizer(recipe: Recipe, state: TrainState, repeats: int) -> float:
+    """Seconds of an update, in place as the train step does it; consumes the state."""
+    _say("optimizer")
+    optimizer = make_optimizer(recipe.train.optimizer, recipe.train.num_steps)
+
+    def update(params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    params, opt_state = state.params, state.opt_state
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    compiled = jax.jit(update, donate_argnums=(0, 1)).lower(params, opt_state, gradients).compile()
+
+    def run() -> Any:
+        nonlocal params, opt_state
+        params, opt_state = compiled(params, opt_state, gradients)
+        return params, opt_state
+
+    return time_runs(run, repeats=repeats).seconds
+
+
+def _flops(recipe: Recipe, text_length: int) -> dict[str, int]:
+    """Model FLOPs by part, of the whole step."""
+    steps = recipe.train.accumulation_steps
+    flops = model_flops(
+        recipe.model,
+        batch=recipe.train.batch_size // steps,
+        frames=recipe.data.num_frames,
+        text_length=text_length,
+    )
+    return {part: count.total * steps for part, count in flops.items()}
+
+
+def _with_shares(row: Figures, step_seconds: float, flops: int | None, peak_flops: float) -> Figures:
+    speed = None if flops is None else flops / row["seconds"]
+    return row | {
+        "share_of_step": row["seconds"] / step_seconds,
+        "flops": flops,
+        "flops_per_second": speed,
+        "peak_flops_share": None if speed is None else speed / peak_flops,
+    }
+
+
+def format_figures(figures: Figures) -> str:
+    """The text of what `bench_step` returned."""
+    step = figures["step"]
+    table = [
+        {
+            "part": row["part"],
+            "passes": row["passes"],
+            "ms": number(row["seconds"], ",.2f", scale=1e3),
+            "% of step": number(row["share_of_step"], ".1f", scale=100),
+            "GFLOP": number(row["flops"], ",.1f", scale=1e-9),
+            "GFLOP/s": number(row["flops_per_second"], ",.1f", scale=1e-9),
+            "% of FLOP/s": number(row["peak_flops_share"], ".1f", scale=100),
+        }
+        for row in [*figures["rows"], step]
+    ]
+    return "\n".join(
+        [
+            device_line(figures["device"]),
+            peak_line(**figures["peak"]),
+            "",
+            format_table(table, left=("part", "passes")),
+            "",
+            f"{step['videos_per_second']:,.1f} videos/s;"
+            f" temporaries: {step['temporary_bytes'] / 1e6:,.1f} MB on each device",
+        ]
+    )
+
+
+def _say(name: str) -> None:
+    print(f"{name} ...", file=sys.stderr, flush=True)
