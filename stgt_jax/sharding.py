@@ -4,13 +4,14 @@
 product. A layout never changes a result, it only decides where the numbers are computed.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stgt_jax.config import MeshConfig
@@ -66,6 +67,18 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """Puts this process' part of a batch on its devices; the arrays returned are the global batch, [B, ...] each."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def mesh_to_split_over() -> AbstractMesh | None:
+    """The mesh in use, for what splits its own work; None on one device, and where the caller has split it already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
+
+
+def axes_that_divide(mesh: AbstractMesh, names: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """Those of the axes that the mesh has, as one group; none where together they do not divide `size`."""
+    names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
+    return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
 
 
 def whole_features(x: jax.Array) -> jax.Array:

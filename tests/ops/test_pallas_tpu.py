@@ -10,6 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from stgt_jax.ops.attention import attention
 from stgt_jax.ops.graph_attention import graph_attention, pallas_tpu
 
 HEADS, HEAD_DIM, PATCHES = 16, 88, 256  # full width
@@ -48,6 +49,23 @@ def test_compiles_at_full_width_and_is_chosen_by_itself(mesh: Mesh) -> None:
     compiled = compile_step(mesh, num_frames=8, spec=P("data"), dtype=jnp.bfloat16, dropout_rate=0.1)
     assert compiled.as_text().count("tpu_custom_call") == 2  # forward and backward
     assert "while(" not in compiled.as_text()  # `banded` would loop over frames
+
+
+def test_attention_within_frames_compiles_at_full_width(mesh: Mesh) -> None:
+    layout = NamedSharding(mesh, P("data"))
+    array = jax.ShapeDtypeStruct((4, 1 + PATCHES, HEADS * HEAD_DIM), jnp.bfloat16, sharding=layout)
+
+    def step(query, key, value, d_out):
+        def attend(*arrays):
+            heads = (x.reshape(*x.shape[:2], HEADS, HEAD_DIM) for x in arrays)
+            return attention(*heads).reshape(d_out.shape)
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            out, pull_back = jax.vjp(attend, query, key, value)
+            return out, pull_back(d_out)
+
+    compiled = jax.jit(step, in_shardings=layout, out_shardings=layout).lower(*[array] * 4).compile()
+    assert compiled.as_text().count("tpu_custom_call") == 2
 
 
 def test_frames_over_devices_send_neighbours_only(mesh: Mesh) -> None:

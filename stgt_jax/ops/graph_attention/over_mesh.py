@@ -5,7 +5,6 @@ part. Split over frames it needs the one frame before and the one after those it
 of a device does not grow with the length of the clip.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from stgt_jax.sharding import BATCH_AXES, HEAD_AXES, SEQUENCE_AXES
+from stgt_jax.sharding import BATCH_AXES, HEAD_AXES, SEQUENCE_AXES, axes_that_divide, mesh_to_split_over
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -35,12 +34,12 @@ def run(
     Returns:
       [B, T, P, H, d]. A dimension that its axes do not divide is not split over them.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:  # one device, or the caller has split the work already
+    mesh = mesh_to_split_over()
+    if mesh is None:
         return attend(query, key, value, nodes, dropout)
     batch, frames, patches, heads, _ = query.shape
     clip_axes, head_axes, frame_axes = (
-        _dividing(mesh, names, size)
+        axes_that_divide(mesh, names, size)
         for names, size in ((BATCH_AXES, batch), (HEAD_AXES, heads), (SEQUENCE_AXES, frames))
     )
 
@@ -65,12 +64,6 @@ def run(
         check_vma=False,  # kernels do not say over which axes their results differ
     )
     return split(query, key, value, nodes, dropout)
-
-
-def _dividing(mesh: AbstractMesh, names: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """Those of the axes that the mesh has, as one group; none where together they do not divide `size`."""
-    names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
-    return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
 
 
 def _with_neighbours(x: jax.Array, axis: str, mesh: AbstractMesh) -> jax.Array:

@@ -21,24 +21,19 @@ from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from stgt_jax.ops import tpu
 from stgt_jax.ops.graph_attention.dropout import keep_scale
 from stgt_jax.ops.platform import target_platform
+from stgt_jax.ops.tpu import LANES, SUBLANES, product, round_up
 
 _NO_EDGE = -1e30
-_LANES, _SUBLANES = 128, 16  # of a bfloat16 tile
 _MAX_TILE = 128  # rows of scores at a time: more of them spill registers
-_VMEM_SHARE = 0.9  # of the vector memory that the kernels may plan with
 _RING = 3  # frames in a window
 
 
 def unfit(query: jax.Array) -> str:
     """Why the kernels cannot take `query` [B, T, P, H, d] on the device in use; empty where they can."""
-    if query.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"takes float32 or bfloat16, not {query.dtype}"
-    needed = _Sizes.of(query, query, 0.0).vmem_bytes
-    if target_platform() == "tpu" and needed > (limit := int(_VMEM_SHARE * pltpu.get_tpu_info().vmem_capacity_bytes)):
-        return f"needs {needed >> 20} MiB of vector memory for frames of this size, but may use {limit >> 20}"
-    return ""
+    return tpu.unfit(query, _Sizes.of(query, query, 0.0).vmem_bytes)
 
 
 def forward(
@@ -118,12 +113,12 @@ class _Sizes:
     @property
     def tile(self) -> int:
         """Rows of scores at a time."""
-        return _round_up(pl.cdiv(self.patches, pl.cdiv(self.patches, _MAX_TILE)), _SUBLANES)
+        return round_up(pl.cdiv(self.patches, pl.cdiv(self.patches, _MAX_TILE)), SUBLANES)
 
     @property
     def rows(self) -> int:
         """R."""
-        return _round_up(self.patches, self.tile)
+        return round_up(self.patches, self.tile)
 
     @property
     def width(self) -> int:
@@ -133,10 +128,10 @@ class _Sizes:
     def vmem_bytes(self) -> int:
         """Vector memory of the backward kernel, the larger one: blocks twice, for one moves while another is used."""
         item = self.dtype.itemsize
-        wide, graph = self.rows * _round_up(self.width, _LANES), self.rows * _round_up(self.rows, _LANES)
-        blocks = 8 * wide * item + (3 * graph + self.rows * _round_up(self.heads, _LANES)) * 4
-        rings = _RING * self.heads * self.rows * _round_up(self.head_dim, _LANES) * (2 * item + 2 * 4)
-        scores = 8 * self.tile * _round_up(self.rows, _LANES) * 4
+        wide, graph = self.rows * round_up(self.width, LANES), self.rows * round_up(self.rows, LANES)
+        blocks = 8 * wide * item + (3 * graph + self.rows * round_up(self.heads, LANES)) * 4
+        rings = _RING * self.heads * self.rows * round_up(self.head_dim, LANES) * (2 * item + 2 * 4)
+        scores = 8 * self.tile * round_up(self.rows, LANES) * 4
         return 2 * blocks + rings + scores
 
     def wide(self, x: jax.Array) -> jax.Array:
@@ -199,7 +194,6 @@ def _sweep(
     outs = [(attends, sizes.frames, *out) for out in out_attending]
     outs += [(goes_out, sizes.key_frames, *out) for out in out_attended]
     products = 2 if not out_attended else 5
-    on_tpu = target_platform() == "tpu"
     return pl.pallas_call(
         lambda *references: kernel(_Step(sizes, pl.program_id(0), pl.program_id(1)), *references),
         grid=(sizes.batch, steps),
@@ -215,14 +209,14 @@ def _sweep(
         scratch_shapes=[pltpu.VMEM((_RING, sizes.heads, sizes.rows, sizes.head_dim), dtype) for dtype in rings],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
-            vmem_limit_bytes=int(sizes.vmem_bytes / _VMEM_SHARE),
+            vmem_limit_bytes=tpu.vmem_limit(sizes.vmem_bytes),
         ),
         cost_estimate=pl.CostEstimate(
             flops=products * 2 * sizes.batch * (3 * sizes.frames - 2) * sizes.patches**2 * sizes.width,
             transcendentals=sizes.batch * (3 * sizes.frames - 2) * sizes.patches**2 * sizes.heads,
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*attending, *attended)),
         ),
-        interpret=not on_tpu,
+        interpret=target_platform() != "tpu",
     )(dropout, *attending, *attended)
 
 
@@ -280,7 +274,7 @@ class _Step:
 
     def scores(self, query: jax.Array, key: jax.Array, graph: jax.Array) -> jax.Array:
         """[tile, d], [R, d], weights [tile, R] -> [tile, R] float32."""
-        scores = _product(query, key, (1, 1)) * (graph * self.sizes.head_dim**-0.5)
+        scores = product(query, key, (1, 1)) * (graph * self.sizes.head_dim**-0.5)
         return jnp.where(graph != 0, scores, _NO_EDGE)
 
     def keep_scale(self, dropout_ref: Any, head: int, rows: Any, block: jax.Array) -> jax.Array:
@@ -313,7 +307,7 @@ def _forward_kernel(
             if step.sizes.dropout_rate > 0.0:
                 probabilities *= step.keep_scale(dropout, head, rows, block)
             value = value_ring[slot, head]
-            out = out * shrink + _product(probabilities.astype(value.dtype), value, (1, 0))
+            out = out * shrink + product(probabilities.astype(value.dtype), value, (1, 0))
             return highest, total, out
 
         zeros = jnp.zeros((query.shape[0], 1), jnp.float32)
@@ -343,29 +337,18 @@ def _backward_kernel(
             slot = step.slot(block)
             key, graph = key_ring[slot, head], weights_ref[block, rows, :]
             probabilities = jnp.exp(step.scores(query, key, graph) - log_sum_exp)
-            kept, d_probabilities = probabilities, _product(d_out, value_ring[slot, head], (1, 1))
+            kept, d_probabilities = probabilities, product(d_out, value_ring[slot, head], (1, 1))
             if step.sizes.dropout_rate > 0.0:
                 scale = step.keep_scale(dropout, head, rows, block)
                 kept, d_probabilities = kept * scale, d_probabilities * scale
             d_scores = probabilities * (d_probabilities - delta) * (graph * step.sizes.head_dim**-0.5)
             d_scores = d_scores.astype(query.dtype)
-            d_key_ring[slot, head] += _product(d_scores, query, (0, 0))
-            d_value_ring[slot, head] += _product(kept.astype(query.dtype), d_out, (0, 0))
-            return d_query + _product(d_scores, key, (1, 0))
+            d_key_ring[slot, head] += product(d_scores, query, (0, 0))
+            d_value_ring[slot, head] += product(kept.astype(query.dtype), d_out, (0, 0))
+            return d_query + product(d_scores, key, (1, 0))
 
         d_query = jax.lax.fori_loop(*step.blocks(), visit, jnp.zeros(query.shape, jnp.float32))
         d_query_ref[rows, step.columns(head)] = d_query.astype(d_query_ref.dtype)
 
     step.go_out(d_key_ring, d_key_ref)
     step.go_out(d_value_ring, d_value_ref)
-
-
-def _product(left: jax.Array, right: jax.Array, contracted: tuple[int, int]) -> jax.Array:
-    """Matrix product in float32 over one dimension of each."""
-    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    dims = (((contracted[0],), (contracted[1],)), ((), ()))
-    return jax.lax.dot_general(left, right, dims, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple

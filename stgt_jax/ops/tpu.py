@@ -1,0 +1,44 @@
+"""What the TPU kernels share: the size of tiles, a float32 matrix product, and how much vector memory there is."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from stgt_jax.ops.platform import target_platform
+
+LANES, SUBLANES = 128, 16  # of a bfloat16 tile
+_VMEM_SHARE = 0.9  # of the vector memory that a kernel may plan with
+
+
+def unfit(query: jax.Array, vmem_bytes: int) -> str:
+    """Why a kernel cannot run on the device in use; empty where it can.
+
+    Args:
+      query: of its main input the dtype.
+      vmem_bytes: the vector memory that the kernel needs.
+    """
+    if query.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"takes float32 or bfloat16, not {query.dtype}"
+    if target_platform() != "tpu":  # interpreted, in as much memory as there is
+        return ""
+    limit = int(_VMEM_SHARE * pltpu.get_tpu_info().vmem_capacity_bytes)
+    if vmem_bytes <= limit:
+        return ""
+    return f"needs {vmem_bytes >> 20} MiB of vector memory for frames of this size, but may use {limit >> 20}"
+
+
+def vmem_limit(vmem_bytes: int) -> int:
+    """What the compiler is told, for a kernel that plans with `vmem_bytes`."""
+    return int(vmem_bytes / _VMEM_SHARE)
+
+
+def product(left: jax.Array, right: jax.Array, contracted: tuple[int, int]) -> jax.Array:
+    """Matrix product in float32 over one dimension of each; of float32 inputs a full one, in several passes."""
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    dims = (((contracted[0],), (contracted[1],)), ((), ()))
+    return jax.lax.dot_general(left, right, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple that is not less than `size`."""
+    return -(-size // multiple) * multiple
