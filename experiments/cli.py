@@ -48,14 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _ToStandardError(logging.Handler):
+    """What the package remarks, such as which kernel runs, as lines of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def _show_log() -> None:
-    """The package's own remarks, such as which kernel runs, go to standard error; others' only from warnings on."""
     logger = logging.getLogger("stgt_jax")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_ToStandardError())
 
 
 class _Parser(argparse.ArgumentParser):

@@ -27,6 +27,7 @@ MISTAKES = [
     (lambda: GraphConfig(num_frames=0), "graph.num_frames=0 must be greater than 0"),
     (lambda: GraphConfig(sim_threshold=1.5), "graph.sim_threshold=1.5 must lie in [-1, 1]"),
     (lambda: GraphConfig(variant="unweigthed"), "did you mean 'unweighted'?"),
+    (lambda: GraphConfig(implementation="band"), "graph.implementation='band' is not a choice; did you mean 'banded'?"),
     (lambda: ModelConfig(graph=GraphConfig(num_heads=12)), "graph.num_heads=12 does not divide graph width 1408"),
     (lambda: QFormerConfig(num_heads=7), "qformer.num_heads=7 does not divide qformer width 768"),
     (lambda: ModelConfig(dtype="bfloat"), "did you mean 'bfloat16'?"),

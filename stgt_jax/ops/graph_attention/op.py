@@ -52,7 +52,8 @@ def graph_attention(
       [B, N, heads, d] in the dtype of `query`.
 
     Raises:
-      ValueError: num_frames does not divide N, or the implementation is unknown or cannot take these sizes.
+      ValueError: num_frames does not divide N, or the implementation is unknown.
+      STGTError: the kernel asked for cannot take these sizes.
     """
     num_nodes = nodes.shape[1]
     if num_nodes % num_frames:

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import jax
 
+from stgt_jax.errors import STGTError
 from stgt_jax.ops.graph_attention import banded, pallas_gpu, pallas_tpu
 from stgt_jax.ops.platform import target_platform
 
@@ -21,7 +22,7 @@ def choose(implementation: str, query: jax.Array) -> ModuleType:
       query: [B, T, P, H, d].
 
     Raises:
-      ValueError: the kernel asked for cannot take this size.
+      STGTError: the kernel asked for cannot take this size.
     """
     platform = target_platform()
     name = implementation
@@ -29,7 +30,7 @@ def choose(implementation: str, query: jax.Array) -> ModuleType:
         name = _KERNELS.get(platform, "banded")
     unfit = _LINEAR[name].unfit(query) if name != "banded" else ""
     if unfit and implementation != "auto":
-        raise ValueError(f"implementation='{implementation}' {unfit}; use 'auto' or 'banded'")
+        raise STGTError(f"implementation='{implementation}' {unfit}; use 'auto' or 'banded'")
     name = "banded" if unfit else name
     _say(name, platform, unfit)
     return _LINEAR[name]
