@@ -69,11 +69,11 @@ def graph_attention(
     query, key, value, nodes = (
         rearrange(x, "b (t p) ... -> b t p ...", t=num_frames) for x in (query, key, value, nodes)
     )
-    module = choose(implementation, query)
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, nodes: jax.Array, dropout: jax.Array) -> jax.Array:
         weights = banded_adjacency(nodes, num_frames=query.shape[1], sim_threshold=sim_threshold)  # [B, T, 3, P, P]
-        return _attend(module, dropout_rate, query, key, value, weights if weighted else _unweighted(weights), dropout)
+        weights = weights if weighted else _unweighted(weights)
+        return _attend(choose(implementation, query), dropout_rate, query, key, value, weights, dropout)
 
     return rearrange(over_mesh.run(attend, query, key, value, nodes, dropout), "b t p h d -> b (t p) h d")
 
