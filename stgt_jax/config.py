@@ -213,6 +213,7 @@ class MeshConfig:
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1  # frames, for long videos
     tensor: int = 1
 
     def __post_init__(self) -> None:

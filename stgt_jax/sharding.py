@@ -1,9 +1,11 @@
-"""How arrays lie on the devices: one mesh of three axes, one rule for batches, one table of rules for parameters.
+"""How arrays lie on the devices: one mesh of four axes, one rule for batches, one table of rules for parameters.
 
-`data` copies the parameters and splits the batch, `fsdp` splits both, `tensor` splits the parameters within a matrix
-product. A layout never changes a result, it only decides where the numbers are computed.
+`data` copies the parameters and splits the batch, `fsdp` splits both, `sequence` splits the frames of each clip,
+`tensor` the parameters within a matrix product. A layout never changes a result, it only decides where the numbers are
+computed.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -35,22 +37,23 @@ MIN_SHARDED_SIZE = 1024  # elements a layer; below it splitting costs more than 
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges `devices` (default: all of them) in a mesh of axes (data, fsdp, tensor).
+    """Arranges `devices` (default: all of them) in a mesh of axes (data, fsdp, sequence, tensor).
 
     Raises STGTError if the axes of `config` do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [config.data, config.fsdp, config.tensor]
+    axes = dataclasses.asdict(config)
+    sizes = list(axes.values())
     if -1 in sizes:
         rest = len(devices) // -int(np.prod(sizes))  # the product is minus that of the other axes
         sizes[sizes.index(-1)] = max(1, rest)
     if int(np.prod(sizes)) != len(devices):
         raise STGTError(
-            f"mesh: data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} makes"
+            f"mesh: {', '.join(f'{name}={size}' for name, size in axes.items())} makes"
             f" {' x '.join(map(str, sizes))} = {int(np.prod(sizes))} devices but there are {len(devices)};"
             " choose axes that multiply to it, or -1 for one of them"
         )
-    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -59,14 +62,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The layout of a batch: its first dimension over the axes data and fsdp."""
+    """The layout of what has a batch dimension first: that one over the axes data and fsdp."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def batch_layout(mesh: Mesh) -> dict[str, NamedSharding]:
+    """The layout of a training batch: of videos [B, T, ...] the frames are split as well, over the axis sequence."""
+    video = NamedSharding(mesh, P(BATCH_AXES, SEQUENCE_AXES))
+    return {"video": video, "input_ids": batch_sharding(mesh), "attention_mask": batch_sharding(mesh)}
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process' part of a batch on its devices; the arrays returned are the global batch, [B, ...] each."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    layout = batch_layout(mesh)
+    return {name: jax.make_array_from_process_local_data(layout[name], array) for name, array in batch.items()}
 
 
 def mesh_to_split_over() -> AbstractMesh | None:

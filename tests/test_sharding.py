@@ -25,11 +25,16 @@ def spec(name: str, *shape: int, mesh: MeshConfig = CUBE) -> P:
 
 @pytest.mark.parametrize(
     ("config", "sizes"),
-    [(MeshConfig(), (8, 1, 1)), (MeshConfig(data=2, fsdp=-1), (2, 4, 1)), (CUBE, (2, 2, 2))],
+    [
+        (MeshConfig(), (8, 1, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1), (2, 4, 1, 1)),
+        (CUBE, (2, 2, 1, 2)),
+        (MeshConfig(sequence=4), (2, 1, 4, 1)),
+    ],
 )
-def test_mesh_takes_all_devices(config: MeshConfig, sizes: tuple[int, int, int]) -> None:
+def test_mesh_takes_all_devices(config: MeshConfig, sizes: tuple[int, ...]) -> None:
     mesh = make_mesh(config)
-    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "sequence", "tensor"), sizes, strict=True))
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
@@ -51,6 +56,13 @@ def test_batch_is_split_over_data_and_fsdp() -> None:
     array = shard_batch(batch, make_mesh(CUBE))["input_ids"]
     np.testing.assert_array_equal(array, batch["input_ids"])
     assert {shard.data.shape for shard in array.addressable_shards} == {(2, 3)}
+
+
+def test_frames_are_split_over_sequence() -> None:
+    video = np.arange(48, dtype=np.uint8).reshape(4, 4, 1, 1, 3)
+    array = shard_batch({"video": video}, make_mesh(MeshConfig(data=2, sequence=4)))["video"]
+    np.testing.assert_array_equal(array, video)
+    assert {shard.data.shape for shard in array.addressable_shards} == {(2, 1, 1, 1, 3)}
 
 
 def test_products_are_split_by_columns_then_rows() -> None:

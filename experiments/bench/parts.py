@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from stgt_jax.config import LossConfig
 from stgt_jax.losses import stgt_losses
@@ -39,8 +38,7 @@ class Part:
 
 def _vit(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key: jax.Array) -> dict[str, Any]:
     def tokens(module: STGT, video: jax.Array) -> jax.Array:
-        frames = rearrange(normalize_frames(video, jnp.dtype(module.config.dtype)), "b t h w c -> (b t) h w c")
-        return rearrange(module.vision(frames, train=True), "(b t) l d -> b t l d", b=video.shape[0])
+        return module.vision(normalize_frames(video, jnp.dtype(module.config.dtype)), train=True)
 
     return {"vit_tokens": _apply(model, params, key, tokens, arrays["video"])}
 

@@ -57,7 +57,7 @@ class GraphBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        batch, num_frames = x.shape[:2]
+        num_frames = x.shape[1]
         x = whole_features(nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(x))
 
         cross_frame = ResidualAttentionBlock(self.config.num_heads, self.dtype, name="cross_frame_attention")
@@ -68,9 +68,7 @@ class GraphBlock(nn.Module):
 
         y = rearrange(attended, "b (t p) d -> b t p d", t=num_frames)
         y = jnp.concatenate([global_tokens[:, :, None], y], axis=2)
-        y = rearrange(y, "b t l d -> (b t) l d")
         y = ResidualAttentionBlock(self.config.num_heads, self.dtype, name="within_frame_attention")(y)
-        y = rearrange(y, "(b t) l d -> b t l d", b=batch)
         return y, {"local_tokens": local_tokens, "graph_attention": attended}
 
 

@@ -51,7 +51,7 @@ def stack(block: type[nn.Module], length: int, *, scan: bool, remat: bool, in_ax
 class MultiHeadAttention(nn.Module):
     """Attention from `x` to `context` (to itself where None), with projections.
 
-    [B, S, D], [B, K, any] -> [B, S, D]; `mask` broadcasts to [B, heads, S, K], False hides a key.
+    [..., S, D], [..., K, any] -> [..., S, D]; `mask` broadcasts to [..., heads, S, K], False hides a key.
     """
 
     num_heads: int
@@ -68,7 +68,7 @@ class MultiHeadAttention(nn.Module):
 
         def heads(name: str, y: jax.Array, use_bias: bool = True) -> jax.Array:
             y = nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)(y)
-            return rearrange(y, "b s (h d) -> b s h d", h=self.num_heads)
+            return rearrange(y, "... s (h d) -> ... s h d", h=self.num_heads)
 
         use_dropout = train and self.dropout > 0.0
         y = attention(
@@ -79,7 +79,7 @@ class MultiHeadAttention(nn.Module):
             dropout_rate=self.dropout,
             dropout_rng=self.make_rng("dropout") if use_dropout else None,
         )
-        return whole_features(nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "b s h d -> b s (h d)")))
+        return whole_features(nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "... s h d -> ... s (h d)")))
 
 
 class MlpBlock(nn.Module):
@@ -98,7 +98,7 @@ class MlpBlock(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """CLIP's pre-norm block, x += MHA(ln_1(x)); x += MLP(ln_2(x)) with QuickGELU and 4D hidden: [B, S, D] -> same."""
+    """CLIP's pre-norm block, x += MHA(ln_1(x)); x += MLP(ln_2(x)) with QuickGELU and 4D hidden: [..., S, D] -> same."""
 
     num_heads: int
     dtype: jnp.dtype

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 
 from stgt_jax.config import ModelConfig
@@ -61,8 +60,7 @@ class STGT(nn.Module):
           [layers, B, N, D], the nodes of each graph block and what its attention gave (absent without the graph
           module); query_states [B, Q, H]; video_embed [B, Q, E], float32 of norm 1; query_cache for `decode`.
         """
-        frames = rearrange(normalize_frames(video, jnp.dtype(self.config.dtype)), "b t h w c -> (b t) h w c")
-        vit_tokens = rearrange(self.vision(frames, train=train), "(b t) l d -> b t l d", b=video.shape[0])
+        vit_tokens = self.vision(normalize_frames(video, jnp.dtype(self.config.dtype)), train=train)
         intermediates: dict[str, jax.Array] = {}
         if self.config.graph.variant == "none":
             graph_tokens = vit_tokens.mean(axis=1)

@@ -5,6 +5,7 @@ Pre-norm blocks, no bias on the keys, no final norm, no pooling.
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 
 from stgt_jax.config import VisionConfig
@@ -14,7 +15,7 @@ from stgt_jax.models.layers import MlpBlock, MultiHeadAttention, gelu, layer_nor
 class VisionBlock(nn.Module):
     """x += attention(norm1(x)); x += mlp(norm2(x)), each branch dropped per frame at `drop_path_rate`.
 
-    ([B, L, D], scalar rate) -> [B, L, D].
+    ([B, T, L, D], scalar rate) -> [B, T, L, D].
     """
 
     config: VisionConfig
@@ -28,7 +29,7 @@ class VisionBlock(nn.Module):
             branch = nn.Dropout(config.dropout, deterministic=not train)(branch)
             if not train or config.drop_path == 0.0:
                 return branch
-            keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - drop_path_rate, (branch.shape[0], 1, 1))
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - drop_path_rate, (*branch.shape[:2], 1, 1))
             return jnp.where(keep, branch / (1.0 - drop_path_rate), 0.0).astype(branch.dtype)
 
         attention = MultiHeadAttention(config.num_heads, self.dtype, config.dropout, key_bias=False, name="attention")
@@ -38,8 +39,26 @@ class VisionBlock(nn.Module):
         return x, None
 
 
+class PatchEmbed(nn.Module):
+    """A convolution whose stride is its width, as a matrix product: [B, T, height, width, 3] -> [B, T, P, D].
+
+    Frames stay a dimension of their own, as everywhere before the graph: devices may hold different ones.
+    """
+
+    config: VisionConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, video: jax.Array) -> jax.Array:
+        size, width = self.config.patch_size, self.config.width
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, size, video.shape[-1], width))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        patches = rearrange(video, "b t (row p) (column q) c -> b t (row column) (p q c)", p=size, q=size)
+        return patches @ kernel.reshape(-1, width).astype(self.dtype) + bias.astype(self.dtype)
+
+
 class VisionTransformer(nn.Module):
-    """Normalised frames to tokens: [B, height, width, 3] -> [B, L, D]."""
+    """Normalised videos to tokens, frame by frame: [B, T, height, width, 3] -> [B, T, L, D]."""
 
     config: VisionConfig
     dtype: jnp.dtype
@@ -47,16 +66,14 @@ class VisionTransformer(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, frames: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, video: jax.Array, *, train: bool = False) -> jax.Array:
         config = self.config
-        patch = (config.patch_size, config.patch_size)
-        x = nn.Conv(config.width, patch, strides=patch, padding="VALID", dtype=self.dtype, name="patch_embed")(frames)
-        x = x.reshape(x.shape[0], -1, config.width)  # [B, P, D]
+        x = PatchEmbed(config, self.dtype, name="patch_embed")(video)
         init = nn.initializers.truncated_normal(0.02)
         cls_token = self.param("cls_token", init, (1, 1, config.width))
         pos_embed = self.param("pos_embed", init, (1, config.tokens_per_frame, config.width))
-        cls_token = jnp.broadcast_to(cls_token.astype(self.dtype), (x.shape[0], 1, config.width))
-        x = jnp.concatenate([cls_token, x], axis=1) + pos_embed.astype(self.dtype)  # [B, L, D]
+        cls_token = jnp.broadcast_to(cls_token.astype(self.dtype), (*x.shape[:2], 1, config.width))
+        x = jnp.concatenate([cls_token, x], axis=2) + pos_embed.astype(self.dtype)  # [B, T, L, D]
         train_frozen = train and not config.freeze  # what does not train has nothing to regularise
         x = nn.Dropout(config.dropout, deterministic=not train_frozen)(x)
 

@@ -1,5 +1,6 @@
 """Scaled dot-product attention, the one place where ViT, Q-Former and the attention within and across frames get it."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,7 +12,7 @@ from stgt_jax.ops import attention_tpu
 from stgt_jax.ops.platform import target_platform
 from stgt_jax.sharding import BATCH_AXES, HEAD_AXES, SEQUENCE_AXES, axes_that_divide, mesh_to_split_over
 
-# Frames, not queries or captions: the scores of shorter sequences are so few that XLA's own fusions do.
+# The scores of smaller frames are so few that XLA's own fusions do.
 _MIN_FUSED_LENGTH = 128
 _CUDNN_MAX_HEAD_DIM = 128
 
@@ -27,11 +28,11 @@ def attention(
 ) -> jax.Array:
     """softmax(query key^T / sqrt(d)) value, the softmax in float32.
 
-    Long sequences among themselves, without mask and dropout, go through one fused kernel: ours on TPUs, cuDNN's on
-    NVIDIA GPUs in 16 bits. All else is XLA's.
+    The tokens of frames, [B, T, S, heads, d], go through one fused kernel: ours on TPUs, cuDNN's on NVIDIA GPUs in 16
+    bits. All else is XLA's.
 
     Args:
-      query: [B, Sq, heads, d].
+      query: [B, Sq, heads, d], or [B, T, Sq, heads, d] without mask and dropout; so too the following.
       key: [B, Sk, heads, d].
       value: [B, Sk, heads, d].
       mask: bool, broadcastable to [B, heads, Sq, Sk]; False hides a key. Every query must see at least one key.
@@ -39,7 +40,7 @@ def attention(
       dropout_rng: needed for dropout; None switches it off.
 
     Returns:
-      [B, Sq, heads, d] in the dtype of `query`.
+      The shape and dtype of `query`.
     """
     if dropout_rng is not None and dropout_rate > 0.0:
         return nn.dot_product_attention(
@@ -54,12 +55,18 @@ def attention(
             dtype=query.dtype,
             force_fp32_for_softmax=True,
         )
-    if mask is None and query.shape == key.shape and query.shape[1] >= _MIN_FUSED_LENGTH:
-        if target_platform() == "tpu" and not attention_tpu.unfit(query):
-            return _on_each_device(attention_tpu.attention, query, key, value)
-        if target_platform() == "gpu" and _fits_cudnn(query):
-            return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    if query.ndim == 5:
+        return _attend_within_frames(query, key, value)
     return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
+def _attend_within_frames(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """[B, T, S, heads, d] each -> the same."""
+    platform, long = target_platform(), query.shape[2] >= _MIN_FUSED_LENGTH
+    if platform == "tpu" and long and not attention_tpu.unfit(query):
+        return _on_each_device(attention_tpu.attention, query, key, value)
+    library = "cudnn" if platform == "gpu" and long and _fits_cudnn(query) else None
+    return jax.vmap(functools.partial(jax.nn.dot_product_attention, implementation=library))(query, key, value)
 
 
 def _fits_cudnn(query: jax.Array) -> bool:
@@ -68,12 +75,16 @@ def _fits_cudnn(query: jax.Array) -> bool:
 
 
 def _on_each_device(attend: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """Splits sequences and heads of arrays [B, S, H, d] over the mesh in use: the compiler cannot split a kernel."""
+    """Splits clips, frames and heads of arrays [B, T, S, H, d] over the mesh in use: the compiler splits no kernel."""
     mesh = mesh_to_split_over()
     if mesh is None:
         return attend(*arrays)
-    batch, _, heads, _ = arrays[0].shape
-    sequences = axes_that_divide(mesh, BATCH_AXES + SEQUENCE_AXES, batch)
-    spec = P(sequences, None, axes_that_divide(mesh, HEAD_AXES, heads), None)
-    split = jax.shard_map(attend, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False)
-    return split(*arrays)
+    batch, frames, _, heads, _ = arrays[0].shape
+    spec = P(
+        axes_that_divide(mesh, BATCH_AXES, batch),
+        axes_that_divide(mesh, SEQUENCE_AXES, frames),
+        None,
+        axes_that_divide(mesh, HEAD_AXES, heads),
+        None,
+    )
+    return jax.shard_map(attend, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False)(*arrays)

@@ -2,7 +2,9 @@
 
 A few hundred tokens: all scores of a head fit into vector memory, and never leave it. XLA writes and reads them several
 times, and JAX's flash attention wants sequences and heads padded to multiples of 128; here a program takes a frame with
-its heads side by side, as the projections leave them. Letters: B frames, S tokens, H heads of d.
+its heads side by side, as the projections leave them.
+
+Letters: B clips, T frames, S tokens, H heads of d.
 """
 
 import functools
@@ -22,13 +24,13 @@ _SCORES = 8  # arrays of the size of a head's scores that the compiler may hold 
 
 
 def unfit(query: jax.Array) -> str:
-    """Why the kernels cannot take `query` [B, S, H, d] on the device in use; empty where they can."""
+    """Why the kernels cannot take `query` [B, T, S, H, d] on the device in use; empty where they can."""
     return tpu.unfit(query, _vmem_bytes(query))
 
 
 def _vmem_bytes(query: jax.Array) -> int:
     """Of the backward kernel, the larger one: blocks twice, for one moves while another is used."""
-    _, length, heads, head_dim = query.shape
+    *_, length, heads, head_dim = query.shape
     rows = round_up(length, SUBLANES)
     blocks = rows * (8 * round_up(heads * head_dim, LANES) * query.dtype.itemsize + round_up(heads, LANES) * 4)
     return 2 * blocks + _SCORES * rows * round_up(length, LANES) * 4
@@ -36,12 +38,12 @@ def _vmem_bytes(query: jax.Array) -> int:
 
 @jax.custom_vjp
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """softmax(query key^T / sqrt(d)) value, the softmax in float32: [B, S, H, d] each -> [B, S, H, d]."""
+    """softmax(query key^T / sqrt(d)) value, the softmax in float32: [B, T, S, H, d] each -> the same."""
     return _forward(query, key, value)[0]
 
 
 def _forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Any]:
-    heads = query.shape[2]
+    heads = query.shape[3]
     out, log_sum_exp = _run(
         _forward_kernel, query, [_wide(x) for x in (query, key, value)], [query.dtype], [(heads, jnp.float32)]
     )
@@ -59,8 +61,8 @@ attention.defvjp(_forward, _backward)
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """[B, S, H, d] -> [B, S, H * d]."""
-    return x.reshape(*x.shape[:2], -1)
+    """[B, T, S, H, d] -> [B, T, S, H * d]."""
+    return x.reshape(*x.shape[:3], -1)
 
 
 def _run(
@@ -70,34 +72,34 @@ def _run(
     wide_outputs: Sequence[Any],
     outputs: Sequence[tuple[int, Any]] = (),
 ) -> Sequence[jax.Array]:
-    """Runs `kernel(head_dim, references ...)` for each frame of arrays [B, S, width].
+    """Runs `kernel(head_dim, references ...)` for each frame of arrays [B, T, S, width].
 
     Args:
       kernel: what to run.
-      query: [B, S, H, d].
+      query: [B, T, S, H, d].
       inputs: arrays.
       wide_outputs: dtypes of results of width H * d.
       outputs: (width, dtype) of further ones.
     """
-    batch, length, heads, head_dim = query.shape
+    batch, frames, length, heads, head_dim = query.shape
     results = [(heads * head_dim, dtype) for dtype in wide_outputs] + list(outputs)
     products = 2 if len(wide_outputs) == 1 else 5
 
     def frame(width: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, length, width), lambda b: (b, 0, 0))
+        return pl.BlockSpec((None, None, length, width), lambda b, t: (b, t, 0, 0))
 
     return pl.pallas_call(
         functools.partial(kernel, head_dim),
-        grid=(batch,),
+        grid=(batch, frames),
         in_specs=[frame(x.shape[-1]) for x in inputs],
         out_specs=[frame(width) for width, _ in results],
-        out_shape=[jax.ShapeDtypeStruct((batch, length, width), dtype) for width, dtype in results],
+        out_shape=[jax.ShapeDtypeStruct((batch, frames, length, width), dtype) for width, dtype in results],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",), vmem_limit_bytes=tpu.vmem_limit(_vmem_bytes(query))
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=tpu.vmem_limit(_vmem_bytes(query))
         ),
         cost_estimate=pl.CostEstimate(
-            flops=products * 2 * batch * heads * length**2 * head_dim,
-            transcendentals=batch * heads * length**2,
+            flops=products * 2 * batch * frames * heads * length**2 * head_dim,
+            transcendentals=batch * frames * heads * length**2,
             bytes_accessed=(len(inputs) + len(wide_outputs)) * query.size * query.dtype.itemsize,
         ),
         interpret=target_platform() != "tpu",

@@ -13,7 +13,7 @@ from stgt_jax.config import TrainConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.losses import stgt_losses
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import batch_sharding, replicated
+from stgt_jax.sharding import batch_layout, replicated
 from stgt_jax.train.optimizer import make_optimizer, make_schedule
 from stgt_jax.train.state import TrainState, abstract_state, merge_params
 
@@ -28,7 +28,7 @@ def make_train_step(
 
     The batch is a global one, of `shard_batch`: video [B, T, H, W, 3] uint8, input_ids [B, S] int32, attention_mask
     [B, S] int32. The state given is consumed. The metrics are float32 scalars: those of `stgt_losses`, the learning
-    rate and the norm of the gradient before clipping. Raises STGTError where B does not divide over the devices.
+    rate and the norm of the gradient before clipping. Raises STGTError where B or T does not divide over the devices.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % (config.accumulation_steps * ways):
@@ -36,6 +36,9 @@ def make_train_step(
             f"train.batch_size={config.batch_size} does not divide by train.accumulation_steps="
             f"{config.accumulation_steps} x {ways} devices of the mesh axes data and fsdp"
         )
+    frames, parts = model.config.graph.num_frames, mesh.shape["sequence"]
+    if frames % parts:
+        raise STGTError(f"graph.num_frames={frames} does not divide by the {parts} devices of the mesh axis sequence")
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     schedule = make_schedule(config.optimizer, config.num_steps)
 
@@ -51,7 +54,7 @@ def make_train_step(
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))
     return jax.jit(
         train_step,
-        in_shardings=(layout, batch_sharding(mesh)),
+        in_shardings=(layout, batch_layout(mesh)),
         out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
     )
@@ -80,12 +83,12 @@ def _mean_gradients(
         return jax.tree.map(jnp.add, total, gradients), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    microbatches = jax.tree.map(lambda array: _microbatches(array, steps, mesh), batch)
+    microbatches = {name: _microbatches(batch[name], steps, layout) for name, layout in batch_layout(mesh).items()}
     total, metrics = jax.lax.scan(accumulate, zeros, (jnp.arange(steps), microbatches))
     return jax.tree.map(lambda g: g / steps, total), jax.tree.map(jnp.mean, metrics)
 
 
-def _microbatches(array: jax.Array, steps: int, mesh: Mesh) -> jax.Array:
+def _microbatches(array: jax.Array, steps: int, layout: NamedSharding) -> jax.Array:
     """[B, ...] -> [steps, B / steps, ...]; microbatch i has rows i, i + steps, ...: each device keeps its own."""
     array = array.reshape(-1, steps, *array.shape[1:]).swapaxes(0, 1)
-    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(None, ("data", "fsdp"))))
+    return jax.lax.with_sharding_constraint(array, NamedSharding(layout.mesh, P(None, *layout.spec)))

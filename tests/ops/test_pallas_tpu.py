@@ -53,11 +53,11 @@ def test_compiles_at_full_width_and_is_chosen_by_itself(mesh: Mesh) -> None:
 
 def test_attention_within_frames_compiles_at_full_width(mesh: Mesh) -> None:
     layout = NamedSharding(mesh, P("data"))
-    array = jax.ShapeDtypeStruct((4, 1 + PATCHES, HEADS * HEAD_DIM), jnp.bfloat16, sharding=layout)
+    array = jax.ShapeDtypeStruct((4, 2, 1 + PATCHES, HEADS * HEAD_DIM), jnp.bfloat16, sharding=layout)
 
     def step(query, key, value, d_out):
         def attend(*arrays):
-            heads = (x.reshape(*x.shape[:2], HEADS, HEAD_DIM) for x in arrays)
+            heads = (x.reshape(*x.shape[:3], HEADS, HEAD_DIM) for x in arrays)
             return attention(*heads).reshape(d_out.shape)
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

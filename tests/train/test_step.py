@@ -49,7 +49,10 @@ def test_step_updates_every_parameter_and_reports(plain_run: tuple[Any, Any, lis
     np.testing.assert_allclose(metrics[0]["learning_rate"], 1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("axes", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2)])
+@pytest.mark.parametrize(
+    "axes",
+    [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, sequence=4)],
+)
 def test_many_devices_compute_what_one_does(plain_run: tuple[Any, Any, list], axes: MeshConfig) -> None:
     _, expected, expected_metrics = plain_run
     _, state, metrics = run(PLAIN, small_training(), make_mesh(axes))
@@ -60,7 +63,7 @@ def test_many_devices_compute_what_one_does(plain_run: tuple[Any, Any, list], ax
         # The softmax does not see the bias of the keys: its gradient is rounding noise, which Adam scales up.
         atol = 1e-3 if name.endswith("attention/key/bias") else 1e-5
         np.testing.assert_allclose(after[name], wanted[name], rtol=1e-5, atol=atol, err_msg=name)
-    if axes.fsdp > 1:  # a parameter and its moments lie in the same four parts
+    if axes.tensor > 1:  # a parameter and its moments lie in the same four parts
         kernel = ("vision", "blocks", "mlp", "up", "kernel")
         layouts = [leaf.sharding.spec for path, leaf in jax.tree_util.tree_leaves_with_path(state)
                    if jax.tree_util.keystr(path, simple=True, separator="/").endswith("/".join(kernel))]  # fmt: skip
@@ -141,6 +144,11 @@ def test_given_parameters_are_copied_not_consumed() -> None:
     jax.tree.map(np.testing.assert_array_equal, merge_params(state.params, state.frozen), params)
     jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)(state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+def test_frames_that_do_not_divide_over_the_devices_are_an_error() -> None:
+    with pytest.raises(STGTError, match=r"graph.num_frames=4 does not divide by the 8 devices"):
+        make_train_step(STGT(PLAIN), small_training(), make_mesh(MeshConfig(data=1, sequence=8)))
 
 
 def test_batch_that_does_not_divide_over_the_devices_is_an_error() -> None:
