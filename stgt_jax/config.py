@@ -101,7 +101,7 @@ class GraphConfig:
     # Ablations: "full"; "unweighted" keeps the edges but attends without their weights; "none" skips the module and
     # averages the ViT tokens over frames.
     variant: str = "full"
-    implementation: str = "auto"  # of graph attention, see `ops.graph_attention`; "auto" is the fastest that fits
+    implementation: str = "auto"  # of graph attention; "auto" is the platform's kernel where it fits, else "banded"
 
     def __post_init__(self) -> None:
         _check_positive("graph", self, "num_layers", "num_heads", "num_frames")

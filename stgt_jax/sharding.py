@@ -39,7 +39,7 @@ MIN_SHARDED_SIZE = 1024  # elements a layer; below it splitting costs more than 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges `devices` (default: all of them) in a mesh of axes (data, fsdp, sequence, tensor).
 
-    Raises STGTError if the axes of `config` do not multiply to the number of devices.
+    Raises STGTError if the axes of `config` do not multiply to the number of devices, or split clips over processes.
     """
     devices = jax.devices() if devices is None else list(devices)
     axes = dataclasses.asdict(config)
@@ -52,6 +52,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh: {', '.join(f'{name}={size}' for name, size in axes.items())} makes"
             f" {' x '.join(map(str, sizes))} = {int(np.prod(sizes))} devices but there are {len(devices)};"
             " choose axes that multiply to it, or -1 for one of them"
+        )
+    own = sum(device.process_index == devices[0].process_index for device in devices)
+    if own % (parts := sizes[-1] * sizes[-2]):
+        raise STGTError(
+            f"mesh: sequence={sizes[-2]} x tensor={sizes[-1]} = {parts} devices share each clip, but a process has"
+            f" {own} and loads its own clips; choose axes whose product divides that"
         )
     return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
 
@@ -74,20 +80,31 @@ def batch_layout(mesh: Mesh) -> dict[str, NamedSharding]:
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process' part of a batch on its devices; the arrays returned are the global batch, [B, ...] each."""
-    layout = batch_layout(mesh)
-    return {name: jax.make_array_from_process_local_data(layout[name], array) for name, array in batch.items()}
+    layout, other = batch_layout(mesh), batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(layout.get(name, other), array) for name, array in batch.items()
+    }
 
 
 def mesh_to_split_over() -> AbstractMesh | None:
-    """The mesh in use, for what splits its own work; None on one device, and where the caller has split it already."""
+    """The mesh in use, for what splits its own work; None on one device, and where the caller has split it already.
+
+    Raises STGTError for a mesh with axes of type Explicit.
+    """
     mesh = jax.sharding.get_abstract_mesh()
+    if mesh.explicit_axes:
+        raise STGTError(
+            f"the mesh in use has Explicit axes {mesh.explicit_axes}; make it with axis_types=AxisType.Auto"
+        )
     return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
 
 
 def axes_that_divide(mesh: AbstractMesh, names: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """Those of the axes that the mesh has, as one group; none where together they do not divide `size`."""
+    """As many of the first of these axes as together divide `size`, of those that the mesh has."""
     names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
-    return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
+    while size % math.prod(mesh.shape[name] for name in names):
+        names = names[:-1]
+    return names
 
 
 def whole_features(x: jax.Array) -> jax.Array:
@@ -96,7 +113,7 @@ def whole_features(x: jax.Array) -> jax.Array:
     For what enters the residual stream. Left to itself XLA may split it over `tensor`, and where the product before it
     has a kernel split over `tensor` and `fsdp`, it then gives some devices each other's clips (jax 0.10 and 0.11).
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if mesh_to_split_over() is None:
         return x
     return jax.lax.with_sharding_constraint(x, P(*[P.UNCONSTRAINED] * (x.ndim - 1), None))
 

@@ -1,5 +1,6 @@
 """Meshes, and the layout of batches and parameters on them."""
 
+import types
 from typing import Any
 
 import jax
@@ -49,6 +50,12 @@ def test_impossible_mesh_says_product_and_number_of_devices(config: MeshConfig) 
     with pytest.raises(STGTError, match=r"= \d+ devices but there are 8") as error:
         make_mesh(config)
     assert "\n" not in str(error.value)
+
+
+def test_clips_split_over_processes_are_refused() -> None:
+    devices: list[Any] = [types.SimpleNamespace(process_index=i // 2) for i in range(8)]
+    with pytest.raises(STGTError, match=r"sequence=2 x tensor=2 = 4 devices share each clip, but a process has 2"):
+        make_mesh(MeshConfig(sequence=2, tensor=2), devices)
 
 
 def test_batch_is_split_over_data_and_fsdp() -> None:

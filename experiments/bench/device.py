@@ -23,13 +23,13 @@ class Peak:
     bytes_per_second: float  # of a + s * b on large vectors, in place: two read, one written
 
 
-def describe_device(dtype: str) -> dict[str, Any]:
-    """Returns which device is measured, with what and when."""
+def describe_device(dtype: str, num_devices: int = 1) -> dict[str, Any]:
+    """Returns which device is measured, how many of them, with what and when."""
     device = jax.devices()[0]
     cores = f" ({os.cpu_count()} cores)" if device.platform == "cpu" else ""
     return {
         "device": device.device_kind + cores,
-        "num_devices": jax.device_count(),
+        "num_devices": num_devices,
         "jax": jax.__version__,
         "dtype": dtype,
         "date": datetime.datetime.now().astimezone().date().isoformat(),

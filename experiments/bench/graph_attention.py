@@ -23,6 +23,7 @@ from stgt_jax.errors import STGTError, nearest
 from stgt_jax.flops import graph_attention_flops, graph_block_flops
 from stgt_jax.models.graph_transformer import GraphBlock
 from stgt_jax.ops.graph_attention import graph_attention
+from stgt_jax.ops.graph_attention.select import KERNELS
 from stgt_jax.ops.platform import target_platform
 
 SIM_THRESHOLD = 0.1
@@ -105,15 +106,15 @@ class _Case:
 
     def inputs(self, key: jax.Array) -> tuple[Any, Any]:
         """(what is differentiated, what is not) for `apply`."""
-        s, dtype = self.settings, jnp.dtype(self.dtype)
+        settings, dtype = self.settings, jnp.dtype(self.dtype)
         keys = jax.random.split(key, 4)
-        if s.block:
-            shape = (s.batch, self.frames, 1 + s.patches, s.width)
+        if settings.block:
+            shape = (settings.batch, self.frames, 1 + settings.patches, settings.width)
             tokens = (NODE_MEAN + jax.random.normal(keys[0], shape)).astype(dtype)
             return (self._block().init(keys[1], tokens, False), tokens), ()
-        num_nodes = self.frames * s.patches
-        nodes = NODE_MEAN + jax.random.normal(keys[0], (s.batch, num_nodes, s.width))
-        shape = (s.batch, num_nodes, s.num_heads, s.width // s.num_heads)
+        num_nodes = self.frames * settings.patches
+        nodes = NODE_MEAN + jax.random.normal(keys[0], (settings.batch, num_nodes, settings.width))
+        shape = (settings.batch, num_nodes, settings.num_heads, settings.width // settings.num_heads)
         return tuple(jax.random.normal(k, shape, dtype) for k in keys[1:]), nodes.astype(dtype)
 
     def apply(self, differentiable: Any, constant: Any) -> jax.Array:
@@ -134,9 +135,9 @@ class _Case:
 
     def flops(self, passes: str) -> int:
         """The model's, whatever the implementation computes beside."""
-        s = self.settings
-        count = graph_block_flops if s.block else graph_attention_flops
-        flops = count(batch=s.batch, frames=self.frames, patches=s.patches, width=s.width)
+        settings = self.settings
+        count = graph_block_flops if settings.block else graph_attention_flops
+        flops = count(batch=settings.batch, frames=self.frames, patches=settings.patches, width=settings.width)
         return flops.forward if passes == FORWARD else flops.total
 
     def _block(self) -> GraphBlock:
@@ -191,8 +192,8 @@ def _reason(error: Exception) -> str:
 
 
 def _default_implementations() -> tuple[str, ...]:
-    kernel = {"tpu": ("pallas_tpu",), "gpu": ("pallas_gpu",)}
-    return "dense", "banded", *kernel.get(target_platform(), ())
+    kernel = KERNELS.get(target_platform())
+    return ("dense", "banded", kernel) if kernel else ("dense", "banded")
 
 
 def _check_positive(name: str, value: float) -> None:

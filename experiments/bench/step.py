@@ -63,7 +63,7 @@ def bench_step(
     flops = _flops(recipe, text_length)
     seconds, peak_flops = whole["seconds"], peak.flops_per_second * mesh.size
     return {
-        "device": describe_device(recipe.model.dtype),
+        "device": describe_device(recipe.model.dtype, mesh.size),
         "peak": asdict(peak),
         "rows": [_with_shares(row, seconds, flops.get(row["part"]), peak_flops) for row in rows],
         "step": _with_shares(whole, seconds, sum(flops.values()), peak_flops)

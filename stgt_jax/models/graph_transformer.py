@@ -94,7 +94,7 @@ class GraphTransformer(nn.Module):
         x, intermediates = blocks(self.config, self.dtype, name="blocks")(x, train)
 
         x = layer_norm(1e-5, self.dtype, "ln_post")(condense(x))
-        return nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")(x), intermediates
+        return whole_features(nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")(x)), intermediates
 
 
 def condense(x: jax.Array) -> jax.Array:

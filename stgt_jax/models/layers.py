@@ -51,7 +51,8 @@ def stack(block: type[nn.Module], length: int, *, scan: bool, remat: bool, in_ax
 class MultiHeadAttention(nn.Module):
     """Attention from `x` to `context` (to itself where None), with projections.
 
-    [..., S, D], [..., K, any] -> [..., S, D]; `mask` broadcasts to [..., heads, S, K], False hides a key.
+    [B, S, D], [B, K, any] -> [B, S, D], or [B, T, S, D] -> the same for frames, without context and mask. `mask`
+    broadcasts to [B, heads, S, K], False hides a key.
     """
 
     num_heads: int

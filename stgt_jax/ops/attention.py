@@ -1,6 +1,7 @@
 """Scaled dot-product attention, the one place where ViT, Q-Former and the attention within and across frames get it."""
 
 import functools
+import logging
 from collections.abc import Callable
 
 import jax
@@ -32,15 +33,18 @@ def attention(
     bits. All else is XLA's.
 
     Args:
-      query: [B, Sq, heads, d], or [B, T, Sq, heads, d] without mask and dropout; so too the following.
-      key: [B, Sk, heads, d].
-      value: [B, Sk, heads, d].
+      query: [B, Sq, heads, d], or the tokens of frames [B, T, S, heads, d], which take no mask.
+      key: [B, Sk, heads, d], or like `query`.
+      value: [B, Sk, heads, d], or like `query`.
       mask: bool, broadcastable to [B, heads, Sq, Sk]; False hides a key. Every query must see at least one key.
       dropout_rate: share of the probabilities set to zero.
       dropout_rng: needed for dropout; None switches it off.
 
     Returns:
       The shape and dtype of `query`.
+
+    Raises:
+      ValueError: a mask for frames, or frames that attend to others.
     """
     if dropout_rng is not None and dropout_rate > 0.0:
         return nn.dot_product_attention(
@@ -55,18 +59,28 @@ def attention(
             dtype=query.dtype,
             force_fp32_for_softmax=True,
         )
-    if query.ndim == 5:
-        return _attend_within_frames(query, key, value)
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    if query.ndim == 4:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    if mask is not None or not query.shape == key.shape == value.shape:
+        raise ValueError(f"frames attend to themselves without a mask; got {query.shape}, {key.shape}, {value.shape}")
+    return _on_each_device(_attend_within_frames, query, key, value)
 
 
 def _attend_within_frames(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """[B, T, S, heads, d] each -> the same."""
-    platform, long = target_platform(), query.shape[2] >= _MIN_FUSED_LENGTH
-    if platform == "tpu" and long and not attention_tpu.unfit(query):
-        return _on_each_device(attention_tpu.attention, query, key, value)
-    library = "cudnn" if platform == "gpu" and long and _fits_cudnn(query) else None
+    """[B, T, S, heads, d] each -> the same, on one device."""
+    platform, library = target_platform(), None
+    if query.shape[2] >= _MIN_FUSED_LENGTH and platform == "tpu":
+        if not (unfit := attention_tpu.unfit(query)):
+            return attention_tpu.attention(query, key, value)
+        _warn(unfit)
+    elif query.shape[2] >= _MIN_FUSED_LENGTH and platform == "gpu" and _fits_cudnn(query):
+        library = "cudnn"
     return jax.vmap(functools.partial(jax.nn.dot_product_attention, implementation=library))(query, key, value)
+
+
+@functools.cache
+def _warn(unfit: str) -> None:
+    logging.getLogger(__name__).warning("attention within frames runs in plain XLA: the TPU kernel %s", unfit)
 
 
 def _fits_cudnn(query: jax.Array) -> bool:

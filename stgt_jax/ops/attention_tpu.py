@@ -29,7 +29,7 @@ def unfit(query: jax.Array) -> str:
 
 
 def _vmem_bytes(query: jax.Array) -> int:
-    """Of the backward kernel, the larger one: blocks twice, for one moves while another is used."""
+    """What the backward kernel, the larger one, needs: blocks twice, for one moves while another is used."""
     *_, length, heads, head_dim = query.shape
     rows = round_up(length, SUBLANES)
     blocks = rows * (8 * round_up(heads * head_dim, LANES) * query.dtype.itemsize + round_up(heads, LANES) * 4)

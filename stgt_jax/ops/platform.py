@@ -4,10 +4,12 @@ import jax
 
 
 def target_platform() -> str:
-    """That of the mesh in use, which may be compiled for without being there; else that of this process' devices.
+    """That of the mesh in use, which may be compiled for without being there; else that of the default device.
 
-    "cpu", "tpu" or "gpu".
+    "cpu", "tpu", "gpu" for NVIDIA's, "rocm" for AMD's.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return "gpu" if platform in ("cuda", "rocm") else platform
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device or jax.devices()[0]
+    platform = device if isinstance(device, str) else device.platform
+    if platform in ("gpu", "cuda", "rocm"):
+        return "rocm" if "AMD" in getattr(device, "device_kind", "") or platform == "rocm" else "gpu"
+    return platform

@@ -14,7 +14,7 @@ def unfit(query: jax.Array, vmem_bytes: int) -> str:
     """Why a kernel cannot run on the device in use; empty where it can.
 
     Args:
-      query: of its main input the dtype.
+      query: its main input, of which only the dtype matters.
       vmem_bytes: the vector memory that the kernel needs.
     """
     if query.dtype not in (jnp.float32, jnp.bfloat16):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from stgt_jax.config import tiny
+from stgt_jax.config import MeshConfig, tiny
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.metrics import retrieval_metrics, twin_metrics
 from stgt_jax.eval.retrieval import (
@@ -17,6 +17,7 @@ from stgt_jax.eval.retrieval import (
     time_order_metrics,
 )
 from stgt_jax.models.stgt import STGT
+from stgt_jax.sharding import batch_sharding, make_mesh
 
 
 def brute_force_metrics(scores, owners):
@@ -213,11 +214,10 @@ def test_second_evaluation_compiles_nothing(model_and_params, result, caplog):
 
 
 def test_sharded_evaluation_equals_unsharded(model_and_params, result):
-    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
-    sharding = jax.NamedSharding(mesh, jax.P("data"))
-    sharded = evaluate_retrieval(
-        *model_and_params, make_batches(make_records()), k_test=3, rerank_batch_size=5, sharding=sharding
-    )
+    sharding = batch_sharding(make_mesh(MeshConfig(data=4, tensor=2)))
+    model, params = model_and_params
+    batches = make_batches(make_records())
+    sharded = evaluate_retrieval(model, params, batches, k_test=3, rerank_batch_size=8, sharding=sharding)
     np.testing.assert_allclose(result.text_to_video, sharded.text_to_video, atol=1e-5)
 
 

@@ -47,7 +47,16 @@ def test_kernel_is_split_over_a_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = jax.make_mesh((2, 2, 2), ("data", "sequence", "tensor"), axis_types=(AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
         split = jax.jit(lambda *x: with_gradients(attention, *x))(*arrays)
+        program = str(jax.make_jaxpr(attention)(*arrays[:3]))
+    assert "f32[2,1,130,1,8]" in program  # half of clips, frames and heads
     chex.assert_trees_all_close(split, with_gradients(xla_attention, *arrays), rtol=1e-5, atol=1e-5)
+
+
+def test_frames_with_a_mask_or_with_others_are_refused() -> None:
+    query, key, value, _ = make_arrays(130, 8)
+    for others, mask in (((key, value), jnp.ones((1, 1, 130, 130), bool)), ((key[:, :, :7], value[:, :, :7]), None)):
+        with pytest.raises(ValueError, match="frames attend to themselves without a mask"):
+            attention(query, *others, mask=mask)
 
 
 def kernels_in(platform: str, kind: str, *shape: int) -> int:

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from stgt_jax.errors import STGTError
 from stgt_jax.ops.graph_attention import graph_attention
 
 FRAMES, PATCHES, HEADS, HEAD_DIM = 8, 3, 2, 4
@@ -62,6 +63,20 @@ def test_only_neighbouring_frames_travel() -> None:
     compiled, _ = compile_on(mesh, "banded", make_arrays())
     assert "collective-permute" in compiled.as_text()
     assert "all-gather" not in compiled.as_text() and "all-reduce" not in compiled.as_text()
+
+
+def test_every_device_attends_for_its_own_part() -> None:
+    with jax.set_mesh(make_mesh((2, 2, 2))):
+        program = str(jax.make_jaxpr(functools.partial(step, "banded"))(*make_arrays()))
+    assert f"f32[1,{FRAMES // 2},{PATCHES},{HEADS // 2},{HEAD_DIM}]" in program  # half of clips, frames and heads
+
+
+def test_explicit_axes_are_refused_by_name() -> None:
+    with (
+        jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))),
+        pytest.raises(STGTError, match=r"Explicit axes .*'data'"),
+    ):
+        jax.eval_shape(functools.partial(step, "banded"), *make_arrays())
 
 
 def test_what_the_axes_do_not_divide_stays_whole() -> None:

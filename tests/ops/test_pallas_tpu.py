@@ -1,6 +1,6 @@
 """The TPU kernels, compiled by the TPU's own compiler for slices that libtpu describes and that need not be there."""
 
-import os
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +13,32 @@ from jax.sharding import PartitionSpec as P
 from stgt_jax.ops.attention import attention
 from stgt_jax.ops.graph_attention import graph_attention, pallas_tpu
 
-HEADS, HEAD_DIM, PATCHES = 16, 88, 256  # full width
+FULL = PATCHES, HEADS, HEAD_DIM = 256, 16, 88
 SLICES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 
 
+# Or libtpu looks for a TPU of its own, and refuses to serve two processes.
+LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
 @pytest.fixture(scope="module", params=SLICES)
-def mesh(request: pytest.FixtureRequest) -> Mesh:
+def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
     pytest.importorskip("libtpu", reason="libtpu has no wheel for this platform")
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}  # or it looks for its own TPU
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=request.param).devices
-    return Mesh(np.array(devices).reshape(2, -1), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in LIBTPU.items():
+            environment.setenv(name, value)
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=request.param).devices
+        yield Mesh(np.array(devices).reshape(2, -1), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
 
 
-def compile_step(mesh: Mesh, num_frames: int, spec: P, dtype, dropout_rate: float = 0.0):
-    """Forward and backward at full width, two clips."""
-    array = jax.ShapeDtypeStruct((2, num_frames * PATCHES, HEADS * HEAD_DIM), dtype, sharding=NamedSharding(mesh, spec))
+def compile_step(mesh: Mesh, num_frames: int, spec: P, dtype, dropout_rate: float = 0.0, sizes=FULL):
+    """Forward and backward, two clips."""
+    patches, heads, head_dim = sizes
+    array = jax.ShapeDtypeStruct((2, num_frames * patches, heads * head_dim), dtype, sharding=NamedSharding(mesh, spec))
 
     def step(query, key, value, nodes, d_out):
         def attend(*arrays):
-            query, key, value = (x.reshape(*x.shape[:2], HEADS, HEAD_DIM) for x in arrays)
+            query, key, value = (x.reshape(*x.shape[:2], heads, head_dim) for x in arrays)
             rng = jax.random.key(0)
             out = graph_attention(query, key, value, nodes, num_frames=num_frames, sim_threshold=0.1,
                                   dropout_rate=dropout_rate, dropout_rng=rng if dropout_rate else None)  # fmt: skip
@@ -49,6 +56,12 @@ def test_compiles_at_full_width_and_is_chosen_by_itself(mesh: Mesh) -> None:
     compiled = compile_step(mesh, num_frames=8, spec=P("data"), dtype=jnp.bfloat16, dropout_rate=0.1)
     assert compiled.as_text().count("tpu_custom_call") == 2  # forward and backward
     assert "while(" not in compiled.as_text()  # `banded` would loop over frames
+
+
+@pytest.mark.parametrize(("num_frames", "sizes"), [(6, (16, 4, 24)), (1, (49, 2, 64))])
+def test_small_and_odd_sizes_compile_in_float32(mesh: Mesh, num_frames: int, sizes) -> None:
+    compiled = compile_step(mesh, num_frames, P("data"), jnp.float32, dropout_rate=0.1, sizes=sizes)
+    assert compiled.as_text().count("tpu_custom_call") == 2
 
 
 def test_attention_within_frames_compiles_at_full_width(mesh: Mesh) -> None:

@@ -1,6 +1,7 @@
 """Which implementation of graph attention runs, and that the log says so once."""
 
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +41,28 @@ def test_log_says_once_what_runs_and_why(on, caplog: pytest.LogCaptureFixture) -
     for query in (QUERY, QUERY, TOO_WIDE, TOO_WIDE):
         select.choose("auto", query)
     first, second = caplog.messages
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert first == "graph attention on gpu: pallas_gpu"
     assert second.startswith("graph attention on gpu: banded (the kernel of this platform has no tile")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"key": jnp.zeros((1, 2, 1, 2))}, "key float32(1, 2, 1, 2) must be like query float32(1, 4, 1, 2)"),
+        ({"value": jnp.zeros((1, 4, 1, 2), jnp.bfloat16)}, "value bfloat16(1, 4, 1, 2) must be like query"),
+        ({"nodes": jnp.zeros((1, 2, 3))}, "nodes (1, 2, 3) must be [B, N, D]"),
+        ({"num_frames": 0}, "num_frames=0 does not divide"),
+        ({"num_frames": -2}, "num_frames=-2 does not divide"),
+        ({"dropout_rate": 1.0}, "dropout_rate=1.0 must lie in [0, 1)"),
+        ({"dropout_rate": -0.5}, "dropout_rate=-0.5 must lie in [0, 1)"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_by_name(changes, complaint: str) -> None:
+    array = jnp.zeros((1, 4, 1, 2))
+    arguments = {"query": array, "key": array, "value": array, "nodes": jnp.zeros((1, 4, 3)), "num_frames": 2}
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        graph_attention(**(arguments | changes), sim_threshold=0.1)
 
 
 def test_misspelt_implementation_is_refused_with_the_nearest() -> None:

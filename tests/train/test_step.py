@@ -15,7 +15,7 @@ from stgt_jax.losses import stgt_losses
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import make_mesh, shard_batch
 from stgt_jax.train.optimizer import make_optimizer
-from stgt_jax.train.state import init_state, merge_params, split_params
+from stgt_jax.train.state import abstract_state, init_state, merge_params, split_params
 from stgt_jax.train.step import make_train_step
 
 PLAIN = small_model(dropout=0.0, graph="full")
@@ -144,6 +144,13 @@ def test_given_parameters_are_copied_not_consumed() -> None:
     jax.tree.map(np.testing.assert_array_equal, merge_params(state.params, state.frozen), params)
     jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)(state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+def test_graph_attention_knows_the_mesh() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    step = make_train_step(STGT(PLAIN), small_training(), mesh)
+    program = step.trace(abstract_state(STGT(PLAIN), small_training(), mesh), shard_batch(make_batch(0), mesh)).jaxpr
+    assert "f32[2,4,16,2,8]" in str(program)  # a device's 2 of 8 clips and 2 of 4 heads
 
 
 def test_frames_that_do_not_divide_over_the_devices_are_an_error() -> None:

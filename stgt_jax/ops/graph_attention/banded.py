@@ -15,9 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from stgt_jax.ops.graph_attention.dropout import keep_scale
-
-# The score of a pair without an edge: far below any real one, and far below any log-sum-exp.
-_NO_EDGE = -1e30
+from stgt_jax.ops.graph_attention.graph import NO_EDGE
 
 
 def forward(
@@ -42,7 +40,7 @@ def forward(
     def attend(carry: None, window: _Window) -> tuple[None, tuple[jax.Array, jax.Array]]:
         scores = _scores(query[window.frame], window.keys(key), window.graph(weights))
         highest = scores.max(axis=-1, keepdims=True)
-        has_edge = highest > _NO_EDGE
+        has_edge = highest > NO_EDGE
         probabilities = jnp.exp(scores - highest)  # [B, H, P, K], not yet divided by their sum
         total = probabilities.sum(axis=-1, keepdims=True)
         log_sum_exp = jnp.where(has_edge, highest + jnp.log(total), 0.0)
@@ -108,7 +106,7 @@ def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
 def _scores(query: jax.Array, key: jax.Array, graph: jax.Array) -> jax.Array:
     """[B, H, P, d], [B, H, K, d], weights [B, 1, P, K] -> [B, H, P, K] float32."""
     scores = _product("bhpd,bhkd->bhpk", query, key) * (graph * query.shape[-1] ** -0.5)
-    return jnp.where(graph != 0, scores, _NO_EDGE)
+    return jnp.where(graph != 0, scores, NO_EDGE)
 
 
 @dataclasses.dataclass(frozen=True)

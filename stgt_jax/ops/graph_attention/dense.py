@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from stgt_jax.ops.graph_attention.dropout import keep_scale
-
-# The score of a pair without an edge: far below any real score, yet finite, so that a row without edges stays finite.
-_NO_EDGE = -1e30
+from stgt_jax.ops.graph_attention.graph import NO_EDGE
 
 
 def dense_attention(
@@ -18,7 +16,7 @@ def dense_attention(
     """
     weights = weights[:, None]  # the same graph for every head
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    scores = jnp.where(weights != 0, scores * weights, _NO_EDGE)
+    scores = jnp.where(weights != 0, scores * weights, NO_EDGE)
     # The second `where` empties the rows of nodes without an edge, which the softmax makes uniform.
     probabilities = jnp.where(weights != 0, jax.nn.softmax(scores, axis=-1), 0.0)
     if dropout_rate > 0.0:

@@ -1,12 +1,14 @@
 """The graph: thresholded cosine similarities between the nodes of neighbouring frames (SPEC section 2, step 3).
 
-It is never learned: no gradient flows into the nodes. Every implementation of graph attention reads this one, so that
-none can see an edge which another does not.
+It is never learned: no gradient flows into the nodes. Every implementation of graph attention reads it from here.
 """
 
 import jax
 import jax.numpy as jnp
 
+# The score of a pair without an edge: far below any real one, and far below any log-sum-exp, yet finite, so that a row
+# without edges stays finite.
+NO_EDGE = -1e30
 _MIN_NORM = 1e-8
 # Similarities are rounded to multiples of it: as far as float32 sums of another order lie apart. What is equal,
 # opposite or orthogonal in exact arithmetic is then 1, -1 or 0 wherever it is computed.
@@ -57,8 +59,9 @@ def _similarity(left: jax.Array, right: jax.Array, sim_threshold: float) -> jax.
     similarity = jnp.einsum(
         "...pd,...kd->...pk", left, right, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
-    similarity = similarity / jnp.maximum(_norm(left), _MIN_NORM)[..., :, None]
-    similarity = similarity / jnp.maximum(_norm(right), _MIN_NORM)[..., None, :]
+    left, right = (jnp.maximum(_norm(x), _MIN_NORM) for x in (left, right))
+    # By the product of both norms at once: else an edge could weigh another number on its way back.
+    similarity = similarity / (left[..., :, None] * right[..., None, :])
     similarity = jnp.round(similarity / _RESOLUTION) * _RESOLUTION
     return jnp.where(similarity < sim_threshold, 0.0, similarity)
 

@@ -30,9 +30,9 @@ def graph_attention(
 ) -> jax.Array:
     """softmax((query key^T / sqrt(d)) * A) value over the edges of the graph A, the softmax in float32.
 
-    A node without any edge (a zero token) gets zeros. Under a mesh (`jax.set_mesh`) clips are split over its axes
-    `data` and `fsdp`, heads over `tensor`, and frames over `sequence`, each device then borrowing one neighbouring
-    frame on either side; `dense` is left to the compiler.
+    A node without any edge (a zero token) gets zeros. Under a mesh (`jax.set_mesh`, with axes of type Auto) clips are
+    split over its axes `data` and `fsdp`, heads over `tensor`, and frames over `sequence`, each device then borrowing
+    one neighbouring frame on either side; `dense` is left to the compiler.
 
     Args:
       query: [B, N, heads, d], float32 or bfloat16.
@@ -52,15 +52,12 @@ def graph_attention(
       [B, N, heads, d] in the dtype of `query`.
 
     Raises:
-      ValueError: num_frames does not divide N, or the implementation is unknown.
+      ValueError: arrays that do not fit together, num_frames that does not divide N, a dropout_rate outside [0, 1), or
+        an implementation that is unknown.
       STGTError: the kernel asked for cannot take these sizes.
     """
-    num_nodes = nodes.shape[1]
-    if num_nodes % num_frames:
-        raise ValueError(f"num_frames={num_frames} does not divide the {num_nodes} nodes")
-    if implementation not in GRAPH_IMPLEMENTATIONS:
-        hint = nearest(implementation, GRAPH_IMPLEMENTATIONS)
-        raise ValueError(f"implementation='{implementation}' is unknown{hint}")
+    _check_arrays(query, key, value, nodes)
+    _check_options(nodes.shape[1], num_frames, dropout_rate, implementation)
     dropout, dropout_rate = make_key(dropout_rng), 0.0 if dropout_rng is None else dropout_rate
     if implementation == "dense":
         weights = adjacency(nodes, num_frames=num_frames, sim_threshold=sim_threshold)  # [B, N, N]
@@ -76,6 +73,25 @@ def graph_attention(
         return _attend(choose(implementation, query), dropout_rate, query, key, value, weights, dropout)
 
     return rearrange(over_mesh.run(attend, query, key, value, nodes, dropout), "b t p h d -> b (t p) h d")
+
+
+def _check_arrays(query: jax.Array, key: jax.Array, value: jax.Array, nodes: jax.Array) -> None:
+    """Refuses what does not fit together: a kernel would read beyond the end of what is too short."""
+    for name, array in (("key", key), ("value", value)):
+        if (array.shape, array.dtype) != (query.shape, query.dtype):
+            raise ValueError(f"{name} {array.dtype}{array.shape} must be like query {query.dtype}{query.shape}")
+    if query.ndim != 4 or nodes.shape[:-1] != query.shape[:2]:
+        raise ValueError(f"nodes {nodes.shape} must be [B, N, D] where query {query.shape} is [B, N, heads, d]")
+
+
+def _check_options(num_nodes: int, num_frames: int, dropout_rate: float, implementation: str) -> None:
+    if num_frames < 1 or num_nodes % num_frames:
+        raise ValueError(f"num_frames={num_frames} does not divide the {num_nodes} nodes")
+    if not 0.0 <= dropout_rate < 1.0:
+        raise ValueError(f"dropout_rate={dropout_rate} must lie in [0, 1)")
+    if implementation not in GRAPH_IMPLEMENTATIONS:
+        hint = nearest(implementation, GRAPH_IMPLEMENTATIONS)
+        raise ValueError(f"implementation='{implementation}' is unknown{hint}")
 
 
 def _unweighted(weights: jax.Array) -> jax.Array:

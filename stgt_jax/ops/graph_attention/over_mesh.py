@@ -1,4 +1,4 @@
-"""Graph attention over a mesh of devices: clips, heads and frames apart from each other.
+"""Graph attention split over a mesh of devices by clips, heads and frames.
 
 A kernel is opaque to the compiler, which would gather the whole batch for it. Here every device attends for its own
 part. Split over frames it needs the one frame before and the one after those it holds, and only they travel: the memory

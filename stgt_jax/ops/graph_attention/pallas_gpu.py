@@ -5,7 +5,7 @@ after, with the running softmax of flash attention. The gradient of the queries 
 values the other way round, each program owning a tile of key nodes. Every sum stays inside one program, so results are
 the same bits in every run.
 
-Triton's arrays have sides of powers of two. Heads of 88 would be padded to 128, to waste 31% of every product; a tile
+Triton's arrays have sides of powers of two. Heads of 88 would be padded to 128, wasting 31% of every product; a tile
 [nodes, d] is instead a tuple of chunks along d, 64 + 32 then.
 
 Letters: T frames that attend, Tk = T, or T + 2 with a neighbour beyond each end; P nodes a frame; H heads of d.
@@ -24,10 +24,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from stgt_jax.ops.graph_attention.dropout import keep_scale
+from stgt_jax.ops.graph_attention.graph import NO_EDGE
 from stgt_jax.ops.platform import target_platform
 
-# The score of a pair without an edge: far below any real one, and far below any log-sum-exp.
-_NO_EDGE = -1e30
 # Scores are in units of log(2) inside the kernels: exp2 is one instruction, exp is several.
 _LOG2_E = math.log2(math.e)
 
@@ -76,19 +75,7 @@ def unfit(query: jax.Array) -> str:
 def forward(
     query: jax.Array, key: jax.Array, value: jax.Array, weights: jax.Array, dropout: jax.Array, dropout_rate: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Attends.
-
-    Args:
-      query: [B, T, P, H, d].
-      key: [B, Tk, P, H, d].
-      value: [B, Tk, P, H, d].
-      weights: [B, T, 3, P, P] of `banded_adjacency`.
-      dropout: its key.
-      dropout_rate: share of the probabilities set to zero.
-
-    Returns:
-      (output [B, T, P, H, d], log-sum-exp of each node's scores [B, T, P, H] float32, 0 without an edge).
-    """
+    """As `banded.forward`, which says the shapes."""
     plan = _Plan.of(query, key, dropout_rate)
     query, key, value = (_pad(plan, x, 2) for x in (query, key, value))
     weights = _pad(plan, _compact(weights, query.dtype), 3, 4)
@@ -114,7 +101,7 @@ def backward(
     d_out: jax.Array,
     dropout_rate: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of query, key and value, from what `forward` took and gave and the gradient of its output."""
+    """As `banded.backward`, which says the shapes."""
     plan = _Plan.of(query, key, dropout_rate)
     delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1)  # [B, T, P, H]
     scalars = [_pad(plan, rearrange(x, "b t p h -> b t h p"), 3) for x in (log_sum_exp * _LOG2_E, delta)]
@@ -217,9 +204,9 @@ def _forward_kernel(plan, query_ref, key_ref, value_ref, weights_ref, dropout_re
         kept = probabilities * keep_scale_of(queries[:, None], _nodes(plan, key_frame, rows)[None])
         return _add([x * shrink[:, None] for x in out], kept, value), highest, total
 
-    start = _zeros(plan), jnp.full(plan.own, _NO_EDGE, jnp.float32), jnp.zeros(plan.own, jnp.float32)
+    start = _zeros(plan), jnp.full(plan.own, NO_EDGE, jnp.float32), jnp.zeros(plan.own, jnp.float32)
     out, highest, total = _walk(plan, attend, start, frame, key_ref.shape, plan.beyond)
-    has_edge = highest > _NO_EDGE
+    has_edge = highest > NO_EDGE
     _store(plan, out_ref, [jnp.where(has_edge[:, None], x / total[:, None], 0.0) for x in out])
     log_sum_exp_ref[...] = jnp.where(has_edge, highest / _LOG2_E + jnp.log(total), 0.0)
 
@@ -354,7 +341,7 @@ def _zeros(plan: _Plan) -> _Chunks:
 def _scores(plan: _Plan, left: _Chunks, right: _Chunks, weights: jax.Array) -> jax.Array:
     """[p, d], [k, d], weights [p, k] -> [p, k] float32, in units of log(2)."""
     scores = _product(left, right) * (weights.astype(jnp.float32) * (plan.head_dim**-0.5 * _LOG2_E))
-    return jnp.where(weights != 0, scores, _NO_EDGE)
+    return jnp.where(weights != 0, scores, NO_EDGE)
 
 
 def _product(left: _Chunks, right: _Chunks) -> jax.Array:

@@ -11,7 +11,7 @@ from stgt_jax.ops.graph_attention import banded, pallas_gpu, pallas_tpu
 from stgt_jax.ops.platform import target_platform
 
 _LINEAR: dict[str, ModuleType] = {"banded": banded, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
-_KERNELS = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}  # of a platform
+KERNELS = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}  # of a platform
 
 
 def choose(implementation: str, query: jax.Array) -> ModuleType:
@@ -27,7 +27,7 @@ def choose(implementation: str, query: jax.Array) -> ModuleType:
     platform = target_platform()
     name = implementation
     if implementation == "auto":
-        name = _KERNELS.get(platform, "banded")
+        name = KERNELS.get(platform, "banded")
     unfit = _LINEAR[name].unfit(query) if name != "banded" else ""
     if unfit and implementation != "auto":
         raise STGTError(f"implementation='{implementation}' {unfit}; use 'auto' or 'banded'")
@@ -39,4 +39,5 @@ def choose(implementation: str, query: jax.Array) -> ModuleType:
 @functools.cache
 def _say(name: str, platform: str, unfit: str) -> None:
     because = f" (the kernel of this platform {unfit})" if unfit else ""
-    logging.getLogger(__name__).info("graph attention on %s: %s%s", platform, name, because)
+    level = logging.WARNING if unfit else logging.INFO
+    logging.getLogger(__name__).log(level, "graph attention on %s: %s%s", platform, name, because)
