@@ -8,8 +8,12 @@ def target_platform() -> str:
 
     "cpu", "tpu", "gpu" for NVIDIA's, "rocm" for AMD's.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device or jax.devices()[0]
+    device = jax.sharding.get_abstract_mesh().abstract_device or _default_device()
     platform = device if isinstance(device, str) else device.platform
     if platform in ("gpu", "cuda", "rocm"):
         return "rocm" if "AMD" in getattr(device, "device_kind", "") or platform == "rocm" else "gpu"
     return platform
+
+
+def _default_device() -> jax.Device | str:
+    return jax.config.jax_default_device or jax.devices()[0]  # type: ignore[attr-defined]

@@ -24,6 +24,11 @@ ENVIRONMENT = os.environ | {
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
+# What makes a command quick, by how it begins.
+SMALLER = {
+    **dict.fromkeys(("demo", "ablate", "pretrain", "bench step"), SMALL),
+    "bench graph-attention": ["--width=16", "--num-heads=2", "--patches=4", "--repeats=1"],
+}
 COMMANDS = [
     line
     for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -52,7 +57,7 @@ def ran(tmp_path_factory):
     commands = [f"stgt {demo[1]} --num-train 16 --num-test 4"] + [line for line in COMMANDS if line.startswith("stgt")]
     for command in commands:
         words = shlex.split(command)[1:]
-        small = SMALL if words[0] in ("demo", "ablate", "pretrain") else []
+        small = next((options for begin, options in SMALLER.items() if command.startswith(f"stgt {begin}")), [])
         done = subprocess.run([STGT, *words, *small], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     return folder
