@@ -5,6 +5,7 @@ v6e and tpu7x in the same place (read 2026-11); the links of v4 are those of "TP
 Supercomputer" (ISCA 2023), six of 50 GB/s. The pages count links both ways; here they count one way, as a chip sends.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ class Chip:
     hbm_bytes_per_second: float
     flops_per_second: float  # of bfloat16 matrix products
     ici_bytes_per_second: float  # over all links, one way
+
+
+# Chips along each side of the largest slice there can be. The compiler ends the process where a slice is larger.
+LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 16, 24), "v6e": (16, 16), "tpu7x": (16, 16, 36)}
 
 
 GIB = 2**30
@@ -36,9 +41,11 @@ def parse_topology(name: str) -> tuple[str, int]:
     generation, _, sides = name.partition(":")
     if generation not in CHIPS:
         raise STGTError(f"--topology={name}: unknown TPU '{generation}'{nearest(generation, CHIPS)}")
-    if not re.fullmatch(r"\d+(x\d+){1,2}", sides):
-        raise STGTError(f"--topology={name} is not GENERATION:AxB or GENERATION:AxBxC, as v5e:16x16 or v4:4x4x8")
-    num_chips = 1
-    for side in sides.split("x"):
-        num_chips *= int(side)
-    return generation, num_chips
+    largest = LARGEST[generation]
+    form = f"{generation}:{'x'.join('ABC'[: len(largest)])}, at most {generation}:{'x'.join(map(str, largest))}"
+    if not re.fullmatch(r"\d+(x\d+)*", sides) or sides.count("x") != len(largest) - 1:
+        raise STGTError(f"--topology={name}: slices of this TPU are written {form}")
+    chips = [int(side) for side in sides.split("x")]
+    if any(side > most for side, most in zip(sorted(chips), largest, strict=True)):
+        raise STGTError(f"--topology={name}: slices of this TPU are {form}; --num-slices takes several")
+    return generation, math.prod(chips)

@@ -60,8 +60,9 @@ def compile_recipe(
     text_length = text_length_of(recipe, text_length)
     topology = find_topology(topology_name, num_slices)
     mesh, model = make_mesh(recipe.train.mesh, topology.devices), STGT(recipe.model)
-    state = abstract_state(model, recipe.train, mesh)
-    train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # or the model is shaped with the host's kernels
+        train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
+        state = abstract_state(model, recipe.train, mesh)
     start = time.perf_counter()
     lowered = train_step.lower(state, _abstract_batch(recipe, mesh, text_length))
     lower_seconds = time.perf_counter() - start
@@ -115,7 +116,8 @@ def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 def refusal(message: str) -> str:
     """The TPU compiler's reason not to compile a program, on one line."""
-    used = re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", message)
+    forms = (r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", r"\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)")
+    used = next(filter(None, (re.search(form, message) for form in forms)), None)
     if not used:
         return f"the TPU's compiler refuses the step: {message.splitlines()[0]}"
     largest = re.search(r"Size: ([\d.]+\w?)\n(?:\s+Operator: op_name=\"([^\"]*)\".*\n)?\s+Shape: (\S+)", message)

@@ -252,6 +252,10 @@ Used 38.40G of 15.75G hbm. Exceeded hbm capacity by 22.65G.
     line = refusal(message)
     assert "needs 38.40G of the 15.75G" in line and "--mesh.fsdp" in line and "\n" not in line
     assert "bf16[2048,8,257,1408] of 8.00G (jit(train_step)/qformer/dot_general)" in line
+    message = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required \
+for HLO temporaries (56.00G) exceeds available HBM (15.75G). HLO module: jit_train_step.
+See https://openxla.org/xla/errors/error_1000 for more details."""
+    assert "needs 56.00G of the 15.75G" in (line := refusal(message)) and "\n" not in line
     assert refusal("INTERNAL: no\nmore") == "the TPU's compiler refuses the step: INTERNAL: no"
 
 
@@ -291,7 +295,9 @@ def test_step_that_does_not_fit_says_what_to_change():
     [
         (["paper_stage1", "--topology", "v5f:4x4"], "--topology=v5f:4x4: unknown TPU 'v5f'; did you mean 'v5"),
         (["paper_stage1", "--topology", "v5e-256"], "--topology=v5e-256: unknown TPU 'v5e-256'; did you mean 'v5e'"),
-        (["paper_stage1", "--topology", "v5e:256"], "--topology=v5e:256 is not GENERATION:AxB or GENERATION:AxBxC"),
+        (["paper_stage1", "--topology", "v5e:256"], "slices of this TPU are written v5e:AxB, at most v5e:16x16"),
+        (["paper_stage1", "--topology", "v5e:8x32"], "are v5e:AxB, at most v5e:16x16; --num-slices takes several"),
+        (["paper_stage1", "--topology", "v4:4x4"], "slices of this TPU are written v4:AxBxC, at most v4:16x16x16"),
         (["paper_stage1", "--topology", "v5e:2x2", "--num-slices", "0"], "--num-slices=0 must be greater than 0"),
         (["paper_stage1", "--topology", "v5e:2x2", "--text-length", "1"], "--text-length=1 must lie in [2,"),
         (["paper_stage1", "--topologie", "v5e:2x2"], "the following arguments are required: --topology"),
