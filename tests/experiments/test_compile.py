@@ -20,10 +20,14 @@ from experiments.compile.collectives import DCN, ICI, device_groups, find_collec
 from experiments.compile.flops import program_flops
 from experiments.compile.hlo import Array, Module, parse_hlo
 from experiments.compile.report import format_figures
+from experiments.compile.topology import find_topology, slices_of
 from experiments.compile.traffic import hbm_bytes
 from experiments.compile.train_step import compile_recipe, refusal
 from experiments.options import apply_options
 from experiments.recipes import get_recipe
+from stgt_jax.config import MeshConfig
+from stgt_jax.errors import STGTError
+from stgt_jax.sharding import make_mesh
 
 TINY = [*SMALL, "--vocab_size=64", "--batch_size=4", "--scan_layers=true", "--vision.depth=3"]
 needs_libtpu = pytest.mark.skipif(
@@ -261,6 +265,22 @@ See https://openxla.org/xla/errors/error_1000 for more details."""
 
 def test_topologies_count_their_chips():
     assert parse_topology("v5e:16x16") == ("v5e", 256) and parse_topology("tpu7x:4x4x4") == ("tpu7x", 64)
+
+
+@needs_libtpu
+def test_data_spans_the_slices_and_nothing_else_does():
+    topology = find_topology("v5e:2x2", num_slices=2)
+    assert topology.num_chips == 8
+    mesh = make_mesh(MeshConfig(fsdp=2), topology.devices)
+    assert mesh.shape["data"] == 4 and slices_of(mesh) == [0] * 4 + [1] * 4
+    with pytest.raises(STGTError, match="data=1 does not divide by the 2 slices"):
+        make_mesh(MeshConfig(fsdp=8), topology.devices)
+
+
+@needs_libtpu
+def test_device_has_a_share_of_its_chip():
+    topology = find_topology("tpu7x:2x2x1")
+    assert (topology.num_chips, topology.devices_per_chip, topology.device.hbm_bytes) == (4, 2, 96 * GIB)
 
 
 @needs_libtpu
