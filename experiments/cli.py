@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError
 from experiments.bench.commands import add_bench_commands
+from experiments.compile.commands import add_compile_command
 from experiments.options import apply_options, format_value, list_options
 from experiments.recipes import RECIPES, get_recipe
 from experiments.steps import write_json
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval_retrieval(evaluate.add_subparsers(required=True, metavar="COMMAND"))
     bench = commands.add_parser("bench", help="measure speed and memory", description="Benchmarks.")
     add_bench_commands(bench.add_subparsers(required=True, metavar="COMMAND"), _add_command)
+    add_compile_command(commands, _add_command)
     _add_ablate(commands)
     _add_report(commands)
     _add_demo(commands)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,7 +40,10 @@ MIN_SHARDED_SIZE = 1024  # elements a layer; below it splitting costs more than 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges `devices` (default: all of them) in a mesh of axes (data, fsdp, sequence, tensor).
 
-    Raises STGTError if the axes of `config` do not multiply to the number of devices, or split clips over processes.
+    Of several TPU slices, between which the network is slow, data spans them and the other axes stay within one.
+
+    Raises STGTError if the axes of `config` do not multiply to the number of devices, split clips over processes, or
+    data does not divide by the number of slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     axes = dataclasses.asdict(config)
@@ -59,7 +63,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh: sequence={sizes[-2]} x tensor={sizes[-1]} = {parts} devices share each clip, but a process has"
             f" {own} and loads its own clips; choose axes whose product divides that"
         )
-    return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+    types = (AxisType.Auto,) * len(axes)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, tuple(axes), axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise STGTError(f"mesh: data={sizes[0]} does not divide by the {slices} slices of TPUs, which it spans")
+    within, between = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * len(sizes[1:]))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), tuple(axes), axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

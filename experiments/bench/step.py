@@ -53,14 +53,16 @@ def bench_step(
     Raises:
       STGTError: a number out of range, a batch the devices can't share, or a step that needs more memory than is free.
     """
-    text_length = _check_sizes(recipe, repeats, text_length)
+    text_length = text_length_of(recipe, text_length)
+    if repeats < 1:
+        raise STGTError(f"--repeats={repeats} must be greater than 0")
     mesh, model = make_mesh(recipe.train.mesh), STGT(recipe.model)
     peak = peak or measure_peak(recipe.model.dtype)
     with jax.set_mesh(mesh):
         whole, state = _time_whole(recipe, model, mesh, text_length, repeats)
         rows = _time_parts(recipe, model, mesh, state, text_length, repeats)
         rows.append({"part": "optimizer", "passes": "", "seconds": _time_optimizer(recipe, state, repeats)})
-    flops = _flops(recipe, text_length)
+    flops = step_flops(recipe, text_length)
     seconds, peak_flops = whole["seconds"], peak.flops_per_second * mesh.size
     return {
         "device": describe_device(recipe.model.dtype, mesh.size),
@@ -71,11 +73,13 @@ def bench_step(
     }
 
 
-def _check_sizes(recipe: Recipe, repeats: int, text_length: int | None) -> int:
+def text_length_of(recipe: Recipe, text_length: int | None) -> int:
+    """Tokens a caption: those asked for, by default those of `stgt data build`, or what the model reads if fewer.
+
+    Raises STGTError for a length the model cannot read.
+    """
     longest = recipe.model.qformer.max_text_length
     text_length = min(TEXT_LENGTH, longest) if text_length is None else text_length
-    if repeats < 1:
-        raise STGTError(f"--repeats={repeats} must be greater than 0")
     if not 2 <= text_length <= longest:
         raise STGTError(f"--text-length={text_length} must lie in [2, model.qformer.max_text_length={longest}]")
     return text_length
@@ -195,7 +199,7 @@ def _time_optimizer(recipe: Recipe, state: TrainState, repeats: int) -> float:
     return time_runs(run, repeats=repeats).seconds
 
 
-def _flops(recipe: Recipe, text_length: int) -> dict[str, int]:
+def step_flops(recipe: Recipe, text_length: int) -> dict[str, int]:
     """Model FLOPs by part, of the whole step."""
     steps = recipe.train.accumulation_steps
     flops = model_flops(

@@ -1,0 +1,51 @@
+"""What the TPU chips can do, as published: nothing here is measured.
+
+Capacities, peaks and bandwidths are those of Google's pages https://docs.cloud.google.com/tpu/docs/v4, and of v5e, v5p,
+v6e and tpu7x in the same place (read 2026-11); the links of v4 are those of "TPU v4: An Optically Reconfigurable
+Supercomputer" (ISCA 2023), six of 50 GB/s. The pages count links both ways; here they count one way, as a chip sends.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from stgt_jax.errors import STGTError, nearest
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip, all its cores together."""
+
+    hbm_bytes: float
+    hbm_bytes_per_second: float
+    flops_per_second: float  # of bfloat16 matrix products
+    ici_bytes_per_second: float  # over all links, one way
+
+
+# Chips along each side of the largest slice there can be. The compiler ends the process where a slice is larger.
+LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 16, 24), "v6e": (16, 16), "tpu7x": (16, 16, 36)}
+
+
+GIB = 2**30
+CHIPS = {
+    "v4": Chip(32 * GIB, 1200e9, 275e12, 300e9),
+    "v5e": Chip(16 * GIB, 819e9, 197e12, 200e9),
+    "v5p": Chip(95 * GIB, 2765e9, 459e12, 600e9),
+    "v6e": Chip(32 * GIB, 1638e9, 918e12, 400e9),
+    "tpu7x": Chip(192 * GIB, 7380e9, 2307e12, 600e9),
+}
+
+
+def parse_topology(name: str) -> tuple[str, int]:
+    """`v5e:16x16` -> (a name of CHIPS, the number of chips); raises STGTError for any other form."""
+    generation, _, sides = name.partition(":")
+    if generation not in CHIPS:
+        raise STGTError(f"--topology={name}: unknown TPU '{generation}'{nearest(generation, CHIPS)}")
+    largest = LARGEST[generation]
+    form = f"{generation}:{'x'.join('ABC'[: len(largest)])}, at most {generation}:{'x'.join(map(str, largest))}"
+    if not re.fullmatch(r"\d+(x\d+)*", sides) or sides.count("x") != len(largest) - 1:
+        raise STGTError(f"--topology={name}: slices of this TPU are written {form}")
+    chips = [int(side) for side in sides.split("x")]
+    if any(side > most for side, most in zip(sorted(chips), largest, strict=True)):
+        raise STGTError(f"--topology={name}: slices of this TPU are {form}; --num-slices takes several")
+    return generation, math.prod(chips)

@@ -1,0 +1,65 @@
+"""TPU slices as libtpu describes them, without any TPU."""
+
+import dataclasses
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from experiments.compile.chips import CHIPS, Chip, parse_topology
+from stgt_jax.errors import STGTError
+
+# Or libtpu looks for a TPU of its own, and refuses to serve two processes.
+_LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Slices of TPU chips."""
+
+    name: str
+    num_slices: int
+    num_chips: int  # of all slices
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def devices_per_chip(self) -> int:
+        """2 where each core is a device of its own (tpu7x), else 1."""
+        return len(self.devices) // self.num_chips
+
+    @property
+    def device(self) -> Chip:
+        """What one device can do: a chip's share."""
+        chip = CHIPS[self.name.partition(":")[0]]
+        return Chip(*(value / self.devices_per_chip for value in dataclasses.astuple(chip)))
+
+
+def find_topology(name: str, num_slices: int = 1) -> Topology:
+    """Looks a slice up in libtpu.
+
+    Raises:
+      STGTError: libtpu is not installed or knows no such slice, or there is to be less than one.
+    """
+    _, num_chips = parse_topology(name)
+    if num_slices < 1:
+        raise STGTError(f"--num-slices={num_slices} must be greater than 0")
+    if importlib.util.find_spec("libtpu") is None:
+        raise STGTError("compiling for a TPU needs the TPU's compiler: pip install libtpu")
+    for variable, value in _LIBTPU.items():
+        os.environ.setdefault(variable, value)
+    try:
+        several = {"num_slices": num_slices} if num_slices > 1 else {}
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise STGTError(f"--topology={name}: libtpu knows no such slice ({reason})") from error
+    return Topology(name, num_slices, num_chips * num_slices, tuple(devices))
+
+
+def slices_of(mesh: Mesh) -> list[int]:
+    """For each device in the order of the mesh, the slice it belongs to."""
+    return [getattr(device, "slice_index", 0) for device in np.ravel(mesh.devices)]

@@ -1,0 +1,205 @@
+"""`stgt compile`: the real train step of a recipe, compiled for a TPU slice, and what it would take there.
+
+Nothing runs and no weight is made: the state and the batch are shapes. Figures are those of one device, which is a chip
+(on tpu7x one of a chip's two cores).
+"""
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from experiments.bench.step import step_flops, text_length_of
+from experiments.compile.collectives import DCN, ICI, Collective, find_collectives
+from experiments.compile.flops import program_flops
+from experiments.compile.hlo import Module, parse_hlo
+from experiments.compile.topology import Topology, find_topology, slices_of
+from experiments.compile.traffic import hbm_bytes
+from experiments.recipes import Recipe
+from stgt_jax.errors import STGTError
+from stgt_jax.models.stgt import STGT
+from stgt_jax.sharding import batch_layout, make_mesh
+from stgt_jax.train.state import abstract_state
+from stgt_jax.train.step import make_train_step
+
+Figures = dict[str, Any]
+NUM_LARGEST = 8  # collectives and arrays named one by one
+ADVICE = "lower --train.batch_size, raise --mesh.fsdp or --train.accumulation_steps, or set --model.remat true"
+
+
+def compile_recipe(
+    recipe: Recipe,
+    topology_name: str,
+    *,
+    num_slices: int = 1,
+    text_length: int | None = None,
+    hbm_limit: float | None = None,
+) -> Figures:
+    """Compiles the train step of a recipe for slices of TPU chips.
+
+    Args:
+      recipe: its model and training; nothing is read from its data but the number and the size of frames.
+      topology_name: of one slice, as "v5e:16x16".
+      num_slices: how many of them, with the data-centre network between.
+      text_length: S; by default that of `stgt data build`, or what the model reads if that is less.
+      hbm_limit: bytes of memory a device has; by default the chip's.
+
+    Returns:
+      For JSON: "topology", "mesh", "compile_seconds", "parameters", "memory", "flops", "collectives", "largest" (of
+      collectives and arrays) and "roofline".
+
+    Raises:
+      STGTError: an unknown slice, a mesh or batch that does not fit it, or a step that needs more memory than the
+        compiler can find; the message has the figures.
+    """
+    text_length = text_length_of(recipe, text_length)
+    topology = find_topology(topology_name, num_slices)
+    mesh, model = make_mesh(recipe.train.mesh, topology.devices), STGT(recipe.model)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # or the model is shaped with the host's kernels
+        train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
+        state = abstract_state(model, recipe.train, mesh)
+    start = time.perf_counter()
+    lowered = train_step.lower(state, _abstract_batch(recipe, mesh, text_length))
+    lower_seconds = time.perf_counter() - start
+    compiled = _compile(lowered)
+    seconds = time.perf_counter() - start
+    module = parse_hlo(compiled.as_text() or "")
+    collectives = find_collectives(module, slices_of(mesh))
+    flops = {"program": program_flops(module), "model": sum(step_flops(recipe, text_length).values()) / mesh.size}
+    return {
+        "topology": {
+            "name": topology.name,
+            "num_slices": num_slices,
+            "num_chips": topology.num_chips,
+            "num_devices": mesh.size,
+        },
+        "jax": jax.__version__,
+        "mesh": dict(mesh.shape),
+        "batch_size": recipe.train.batch_size,
+        "lower_seconds": lower_seconds,
+        "compile_seconds": seconds - lower_seconds,
+        "parameters": {"trainable": _count(state.params), "frozen": _count(state.frozen)},
+        "memory": _memory(compiled, topology.device.hbm_bytes if hbm_limit is None else hbm_limit),
+        "flops": flops | {"ratio": flops["program"] / flops["model"], "loops_of_unknown_length": module.unknown_loops},
+        "collectives": _totals(collectives),
+        "largest": {
+            "collectives": [asdict(collective) for collective in collectives[:NUM_LARGEST]],
+            "arrays": _largest_arrays(module),
+        },
+        "roofline": _roofline(recipe, topology, flops, hbm_bytes(module), collectives),
+    }
+
+
+def _abstract_batch(recipe: Recipe, mesh: Mesh, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch as `shard_batch` gives it, in shape alone."""
+    data, clips = recipe.data, recipe.train.batch_size
+    shapes = {
+        "video": ((clips, data.num_frames, data.image_size, data.image_size, 3), jnp.uint8),
+        "input_ids": ((clips, text_length), jnp.int32),
+        "attention_mask": ((clips, text_length), jnp.int32),
+    }
+    layout = batch_layout(mesh)
+    return {name: jax.ShapeDtypeStruct(*shape, sharding=layout[name]) for name, shape in shapes.items()}
+
+
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise STGTError(refusal(str(error))) from error
+
+
+def refusal(message: str) -> str:
+    """The TPU compiler's reason not to compile a program, on one line."""
+    forms = (r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", r"\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)")
+    used = next(filter(None, (re.search(form, message) for form in forms)), None)
+    if not used:
+        return f"the TPU's compiler refuses the step: {message.splitlines()[0]}"
+    largest = re.search(r"Size: ([\d.]+\w?)\n(?:\s+Operator: op_name=\"([^\"]*)\".*\n)?\s+Shape: (\S+)", message)
+    hint = f"; its largest array is {largest[3].partition('{')[0]} of {largest[1]}" if largest else ""
+    source = f" ({_short(largest[2])})" if largest and largest[2] else ""
+    return f"does not fit: the step needs {used[1]} of the {used[2]} of memory of a device{hint}{source}; {ADVICE}"
+
+
+def _short(source: str, length: int = 80) -> str:
+    """The end of an operation's name, which says where in the model it is."""
+    return source if len(source) <= length else f"...{source[-length:]}"
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _memory(compiled: jax.stages.Compiled, limit: float) -> Figures:
+    stats = compiled.memory_analysis()
+    assert stats is not None, "this platform's compiler does not tell its plans"
+    total = (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        + stats.generated_code_size_in_bytes
+    )
+    return {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "outputs_in_place": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "program": stats.generated_code_size_in_bytes,
+        "total": total,
+        "limit": limit,
+        "fits": total <= limit,
+    }
+
+
+def _totals(collectives: Iterable[Collective]) -> list[Figures]:
+    """By kind and link."""
+    totals: dict[tuple[str, str], Figures] = {}
+    for one in collectives:
+        empty = {"kind": one.kind, "link": one.link, "times": 0, "sent_bytes": 0.0}
+        total = totals.setdefault((one.kind, one.link), empty)
+        total["times"] += one.times
+        total["sent_bytes"] += one.sent_bytes
+    return list(totals.values())
+
+
+def _largest_arrays(module: Module) -> list[Figures]:
+    """The largest results that go to memory, each shape and source once."""
+    found = {
+        (str(array), instruction.source): array.bytes
+        for computation, instruction, _ in module.runs()
+        if computation.name not in module.fused and instruction.opcode not in ("parameter", "get-tuple-element")
+        for array in instruction.arrays
+        if array.in_hbm and not instruction.shape.startswith("(")
+    }
+    largest = sorted(found.items(), key=lambda item: -item[1])[:NUM_LARGEST]
+    return [{"shape": shape, "source": source, "bytes": size} for (shape, source), size in largest]
+
+
+def _roofline(
+    recipe: Recipe, topology: Topology, flops: Figures, memory_bytes: int, collectives: Iterable[Collective]
+) -> Figures:
+    """The least time a step can take, were each of the device's parts busy alone; the network between slices is not in
+    it, as no figure for it is public that all chips share."""
+    device = topology.device
+    sent = {link: sum(one.sent_bytes for one in collectives if one.link == link) for link in (ICI, DCN)}
+    bounds = {
+        "flops": flops["program"] / device.flops_per_second,
+        "memory": memory_bytes / device.hbm_bytes_per_second,
+        "ICI": sent[ICI] / device.ici_bytes_per_second,
+    }
+    seconds = max(bounds.values())
+    return {
+        "hbm_bytes": memory_bytes,
+        "ici_bytes": sent[ICI],
+        "dcn_bytes": sent[DCN],
+        "bounds_seconds": bounds,
+        "seconds": seconds,
+        "videos_per_second": recipe.train.batch_size / seconds,
+        "model_flops_share": flops["model"] / seconds / device.flops_per_second,
+    }
