@@ -1,8 +1,9 @@
 """What the TPU chips can do, as published: nothing here is measured.
 
 Capacities, peaks and bandwidths are those of Google's pages https://docs.cloud.google.com/tpu/docs/v4, and of v5e, v5p,
-v6e and tpu7x in the same place (read 2026-11); the links of v4 are those of "TPU v4: An Optically Reconfigurable
-Supercomputer" (ISCA 2023), six of 50 GB/s. The pages count links both ways; here they count one way, as a chip sends.
+v6e and tpu7x in the same place (read 2026-11); the bandwidths of tpu7x are those of its announcement (Ironwood, 2025),
+the links of v4 those of "TPU v4: An Optically Reconfigurable Supercomputer" (ISCA 2023), six of 50 GB/s. Links count
+one way here, as a chip sends; the pages count both.
 """
 
 import math
@@ -24,7 +25,6 @@ class Chip:
 
 # Chips along each side of the largest slice there can be. The compiler ends the process where a slice is larger.
 LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 16, 24), "v6e": (16, 16), "tpu7x": (16, 16, 36)}
-
 
 GIB = 2**30
 CHIPS = {
