@@ -32,7 +32,7 @@ def run(
       dropout: its key.
 
     Returns:
-      [B, T, P, H, d]. A dimension that its axes do not divide is not split over them.
+      [B, T, P, H, d]. A dimension that its axes do not divide is split over the first of them that do, or over none.
     """
     mesh = mesh_to_split_over()
     if mesh is None:
