@@ -1,5 +1,6 @@
 """`stgt bench`: what its tables hold, what does not fit or is mistaken, and that the parts are parts of the model."""
 
+import functools
 import json
 import re
 import subprocess
@@ -37,16 +38,9 @@ def quick_peak(monkeypatch):
 
 
 @pytest.fixture
-def error_of(capsys):
-    """Returns the function that runs a command which must fail, and gives back its one line."""
-
-    def run(*argv: str) -> str:
-        assert main(["bench", *argv]) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("stgt: error: ")
-        return lines[0].removeprefix("stgt: error: ")
-
-    return run
+def error_of(error_of):
+    """As everywhere, of `stgt bench`."""
+    return functools.partial(error_of, "bench")
 
 
 def test_graph_attention_table_has_every_implementation_at_every_length(quick_peak, tmp_path, capsys):

@@ -36,16 +36,9 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @pytest.fixture
-def error_of(capsys):
-    """Returns the function that runs a command which must fail, and gives back its one line."""
-
-    def run(*argv: str) -> str:
-        assert main(["compile", *argv]) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("stgt: error: ")
-        return lines[0].removeprefix("stgt: error: ")
-
-    return run
+def error_of(error_of):
+    """As everywhere, of `stgt compile`."""
+    return functools.partial(error_of, "compile")
 
 
 def module_of(function, *shapes) -> Module:

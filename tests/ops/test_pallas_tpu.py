@@ -1,15 +1,13 @@
 """The TPU kernels, compiled by the TPU's own compiler for slices that libtpu describes and that need not be there."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.compile.topology import find_topology
 from stgt_jax.ops.attention import attention
 from stgt_jax.ops.graph_attention import graph_attention, pallas_tpu
 
@@ -17,18 +15,11 @@ FULL = PATCHES, HEADS, HEAD_DIM = 256, 16, 88
 SLICES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 
 
-# Or libtpu looks for a TPU of its own, and refuses to serve two processes.
-LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-
-
 @pytest.fixture(scope="module", params=SLICES)
-def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
+def mesh(request: pytest.FixtureRequest) -> Mesh:
     pytest.importorskip("libtpu", reason="libtpu has no wheel for this platform")
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in LIBTPU.items():
-            environment.setenv(name, value)
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=request.param).devices
-        yield Mesh(np.array(devices).reshape(2, -1), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
+    devices = find_topology(request.param).devices
+    return Mesh(np.array(devices).reshape(2, -1), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
 
 
 def compile_step(mesh: Mesh, num_frames: int, spec: P, dtype, dropout_rate: float = 0.0, sizes=FULL):
