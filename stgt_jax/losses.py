@@ -1,68 +1,60 @@
 """The losses of both stages: VTC or CSAL, VTM with hard negatives, VTG (paper section 3.3, SPEC section 4).
 
-All are written on the global batch. Under `jit` with a batch sharded over devices the compiler inserts the
-collectives, so one device and many compute the same numbers. Letters: B clips, Q queries, E alignment width, S text
-length, V vocabulary.
+All are those of the global batch, however many devices it is split over. Letters: B clips, M graph tokens, D vision
+width, S text length, V vocabulary.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 
 from stgt_jax.config import LossConfig
+from stgt_jax.contrastive import contrast
 from stgt_jax.models.stgt import STGT
-
-_SELF = -1e30  # takes the own pair out of a softmax
-_CSAL_MIN_SIMILARITY = 0.05
-_CSAL_SHARPNESS = 5.0
+from stgt_jax.ops.fetch_rows import fetch_rows
 
 
-def similarity(video_embed: jax.Array, text_embed: jax.Array) -> jax.Array:
-    """s(i, j) = max over queries of v[i, q] . t[j]: [Bv, Q, E], [Bt, E] -> [Bv, Bt]."""
-    return jnp.einsum("vqe,te->vtq", video_embed, text_embed).max(axis=-1)
+class Triples(NamedTuple):
+    """The inputs of `match` for each clip, one after the other: its own text, another video, another text."""
+
+    graph_tokens: jax.Array  # [3B, M, D]
+    input_ids: jax.Array  # [3B, S]
+    attention_mask: jax.Array  # [3B, S]
 
 
-def vtc_loss(logits: jax.Array, *, label_smoothing: float) -> jax.Array:
-    """Video-text contrastive loss, both directions: logits s / temperature, video by text [B, B] -> scalar."""
-    targets = jnp.eye(logits.shape[0])
-    return _two_way_cross_entropy(logits, targets, label_smoothing)
+def matching_triples(
+    graph_tokens: jax.Array,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    negative_video: jax.Array,
+    negative_text: jax.Array,
+) -> Triples:
+    """Makes them of [B, M, D], [B, S], [B, S] and, [B] each, a video for each text and a text for each video.
 
-
-def csal_targets(video_embed: jax.Array, text_embed: jax.Array) -> jax.Array:
-    """Soft targets from the batch's own similarities: [B, Q, E], [B, E] -> [B, B], rows sum to 1."""
-    video = video_embed.mean(axis=1)
-    video = video / jnp.maximum(jnp.linalg.norm(video, axis=-1, keepdims=True), 1e-12)
-    cross = jax.nn.relu(video @ video.T) * jax.nn.relu(text_embed @ text_embed.T)
-    return jax.nn.softmax(_CSAL_SHARPNESS * jnp.where(cross < _CSAL_MIN_SIMILARITY, -100.0, cross), axis=-1)
-
-
-def csal_loss(logits: jax.Array, targets: jax.Array, *, label_smoothing: float) -> jax.Array:
-    """Cross-similarity alignment: logits as for VTC, soft targets [B, B] used in both directions -> scalar."""
-    return _two_way_cross_entropy(logits, targets, label_smoothing)
-
-
-def sample_hard_negatives(rng: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Draws from the softmax over the global batch, the own pair excluded.
-
-    Args:
-      rng: a key.
-      logits: s / temperature, video by text [B, B]; no gradient flows.
-
-    Returns:
-      (a negative video for each text [B], a negative text for each video [B]), indices.
+    A clip's three stay on its device: only the other videos' tokens travel, and the captions, which are small.
     """
-    logits = jnp.where(jnp.eye(logits.shape[0], dtype=bool), _SELF, jax.lax.stop_gradient(logits))
-    video_rng, text_rng = jax.random.split(rng)
-    return jax.random.categorical(video_rng, logits.T), jax.random.categorical(text_rng, logits)
+
+    def by_clip(*three: jax.Array) -> jax.Array:
+        return rearrange(jnp.stack(three, axis=1), "b three ... -> (b three) ...")
+
+    def with_other(x: jax.Array) -> jax.Array:
+        return by_clip(x, x, x[negative_text])
+
+    tokens = by_clip(graph_tokens, fetch_rows(graph_tokens, negative_video), graph_tokens)
+    return Triples(tokens, with_other(input_ids), with_other(attention_mask))
 
 
 def vtm_loss(match_logits: jax.Array) -> jax.Array:
-    """Matching loss over rows (B positives, B with another video, B with another text): [3B, 2] -> scalar."""
-    labels = (jnp.arange(match_logits.shape[0]) < match_logits.shape[0] // 3).astype(jnp.int32)
-    return optax.softmax_cross_entropy_with_integer_labels(match_logits, labels).mean()
+    """Matching loss over the rows of `matching_triples`, of which every third is a match: [3B, 2] -> scalar."""
+    return optax.softmax_cross_entropy_with_integer_labels(match_logits, _match_labels(match_logits)).mean()
+
+
+def _match_labels(match_logits: jax.Array) -> jax.Array:
+    return (jnp.arange(len(match_logits)) % 3 == 0).astype(jnp.int32)
 
 
 def vtg_loss(
@@ -111,45 +103,23 @@ def stgt_losses(
     video = apply("encode_video", batch["video"])
     text = apply("encode_text", ids, mask)
 
-    logits = similarity(video["video_embed"], text["text_embed"]) / params["temperature"]  # [B, B]
-    if config.contrastive == "csal":
-        targets = csal_targets(video["video_embed"], text["text_embed"])
-        targets = jax.lax.stop_gradient(targets) if config.csal_stop_gradient else targets
-        loss_contrastive = csal_loss(logits, targets, label_smoothing=config.csal_label_smoothing)
-    else:
-        loss_contrastive = vtc_loss(logits, label_smoothing=config.vtc_label_smoothing)
-
-    negative_video, negative_text = negatives or sample_hard_negatives(negative_rng, logits)
-    graph_tokens = video["graph_tokens"]
-    match_logits = apply(
-        "match",
-        jnp.concatenate([graph_tokens, graph_tokens[negative_video], graph_tokens]),
-        jnp.concatenate([ids, ids, ids[negative_text]]),
-        jnp.concatenate([mask, mask, mask[negative_text]]),
-    )
+    contrastive = contrast(video["video_embed"], text["text_embed"], params["temperature"], negative_rng, config)
+    chosen = negatives or (contrastive.negative_video, contrastive.negative_text)
+    match_logits = apply("match", *matching_triples(video["graph_tokens"], ids, mask, *chosen))
     loss_vtm = vtm_loss(match_logits)
 
     decoder_ids = ids.at[:, 0].set(model.config.qformer.dec_token_id)
     decoder_logits = apply("decode", video["query_cache"], decoder_ids, mask)
     loss_vtg = vtg_loss(decoder_logits, ids, mask, label_smoothing=config.vtg_label_smoothing)
 
-    loss = loss_contrastive + config.vtm_weight * loss_vtm + config.vtg_weight * loss_vtg
-    pair = jnp.arange(ids.shape[0])
+    loss = contrastive.loss + config.vtm_weight * loss_vtm + config.vtg_weight * loss_vtg
     return loss, {
         "loss": loss,
-        "loss_contrastive": loss_contrastive,
+        "loss_contrastive": contrastive.loss,
         "loss_vtm": loss_vtm,
         "loss_vtg": loss_vtg,
-        "accuracy_v2t": (logits.argmax(axis=1) == pair).mean(),
-        "accuracy_t2v": (logits.argmax(axis=0) == pair).mean(),
-        "accuracy_vtm": (match_logits.argmax(axis=1) == (jnp.arange(3 * ids.shape[0]) < ids.shape[0])).mean(),
+        "accuracy_v2t": contrastive.accuracy_v2t,
+        "accuracy_t2v": contrastive.accuracy_t2v,
+        "accuracy_vtm": (match_logits.argmax(axis=1) == _match_labels(match_logits)).mean(),
         "temperature": params["temperature"],
     }
-
-
-def _two_way_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
-    """Mean of video-to-text (rows) and text-to-video (columns) cross entropy with the same targets."""
-    targets = (1.0 - label_smoothing) * targets + label_smoothing / targets.shape[-1]
-    v2t = optax.softmax_cross_entropy(logits, targets).mean()
-    t2v = optax.softmax_cross_entropy(logits.T, targets).mean()
-    return (v2t + t2v) / 2.0

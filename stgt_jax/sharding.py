@@ -1,8 +1,8 @@
-"""How arrays lie on the devices: one mesh of four axes, one rule for batches, one table of rules for parameters.
+"""How arrays lie on the devices: one mesh of four axes, and one table that says which of them split what.
 
 `data` copies the parameters and splits the batch, `fsdp` splits both, `sequence` splits the frames of each clip,
 `tensor` the parameters within a matrix product. A layout never changes a result, it only decides where the numbers are
-computed.
+computed. Code names dimensions by what they are (`shard(x, "clip", "token", "feature")`); the table does the rest.
 """
 
 import dataclasses
@@ -20,20 +20,31 @@ from jax.sharding import PartitionSpec as P
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
 
-# Name of a parameter -> mesh axes of its trailing dimensions; the first pattern found decides. Leading dimensions, such
-# as the layer axis of stacked blocks, stay whole. Every device holds the parameters without a rule: norms, biases and
-# tables. Products into a wide space split their columns, those back into the residual stream their rows: then the
-# activations between the two need no exchange.
-RULES = (
-    (r"/patch_embed/kernel$", (None, None, None, "fsdp")),  # height, width, colour, D
-    (r"/embedding$", ("tensor", "fsdp")),  # words, H
-    (r"/(out|down)/kernel$", ("tensor", "fsdp")),
-    (r"/kernel$", ("fsdp", "tensor")),  # in, out
+# Name of a dimension -> the mesh axes that split it, where the mesh has them and they divide it.
+AXES: dict[str, tuple[str, ...]] = {
+    "clip": ("data", "fsdp"),
+    "frame": ("sequence",),
+    "node": ("sequence",),  # patches of all frames, frame by frame
+    "token": (),
+    "feature": (),  # of an activation in the residual stream
+    "head": ("tensor",),
+    "hidden": ("tensor",),  # between two products: all heads together, or the width of an MLP
+    "word": ("tensor",),
+    "width": ("fsdp",),  # of a parameter, the side that meets the residual stream
+    "pixel": (),
+}
+# Name of a parameter -> the names of its trailing dimensions; the first pattern found decides. Leading dimensions, such
+# as the layer axis of stacked blocks, stay whole. Products into a wide space split their columns, those back into the
+# residual stream their rows: then the activations between the two need no exchange.
+PARAMETERS = (
+    (r"/patch_embed/kernel$", ("pixel", "pixel", "pixel", "width")),  # height, width, colour, D
+    (r"/embedding$", ("word", "width")),
+    (r"/(out|down)/kernel$", ("hidden", "width")),
+    (r"(^|/)kernel$", ("width", "hidden")),
+    # Every device holds these whole.
+    (r"(^|/)(bias|lm_bias|scale|temperature)$", ()),
+    (r"(^|/)(cls_token|pos_embed|query_tokens|time_embed|pos_2d_embed)$", ()),
 )
-# What the axes of a mesh split, where the mesh has them.
-BATCH_AXES = ("data", "fsdp")
-HEAD_AXES = ("tensor",)
-SEQUENCE_AXES = ("sequence",)  # frames
 MIN_SHARDED_SIZE = 1024  # elements a layer; below it splitting costs more than it saves
 
 
@@ -80,12 +91,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The layout of what has a batch dimension first: that one over the axes data and fsdp."""
-    return NamedSharding(mesh, P(BATCH_AXES))
+    return NamedSharding(mesh, P(AXES["clip"]))
 
 
 def batch_layout(mesh: Mesh) -> dict[str, NamedSharding]:
     """The layout of a training batch: of videos [B, T, ...] the frames are split as well, over the axis sequence."""
-    video = NamedSharding(mesh, P(BATCH_AXES, SEQUENCE_AXES))
+    video = NamedSharding(mesh, P(AXES["clip"], AXES["frame"]))
     return {"video": video, "input_ids": batch_sharding(mesh), "attention_mask": batch_sharding(mesh)}
 
 
@@ -110,32 +121,43 @@ def mesh_to_split_over() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
 
 
-def axes_that_divide(mesh: AbstractMesh, names: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """As many of the first of these axes as together divide `size`, of those that the mesh has."""
-    names = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
-    while size % math.prod(mesh.shape[name] for name in names):
-        names = names[:-1]
-    return names
+def mesh_axes(mesh: Mesh | AbstractMesh, name: str, size: int) -> tuple[str, ...]:
+    """The mesh axes that split a dimension of that name: as many of the first in `AXES` as together divide `size`."""
+    axes = tuple(axis for axis in AXES[name] if mesh.shape.get(axis, 1) > 1)
+    while size % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes
 
 
-def whole_features(x: jax.Array) -> jax.Array:
-    """Keeps the last dimension of `x` [..., D] whole on every device of the mesh in use; without a mesh, `x` as it is.
+def shard(x: jax.Array, *names: Any) -> jax.Array:
+    """Lays an activation out on the mesh in use, by the names of its dimensions; without a mesh, `x` as it is.
 
-    For what enters the residual stream. Left to itself XLA may split it over `tensor`, and where the product before it
-    has a kernel split over `tensor` and `fsdp`, it then gives some devices each other's clips (jax 0.10 and 0.11).
+    An Ellipsis stands for dimensions that the compiler may split as it likes. It does well but for features: where the
+    product that makes them has a kernel split over `tensor` and `fsdp`, it gives some devices each other's clips (jax
+    0.10 and 0.11); and for clips, which it gives up where several batches come together.
     """
-    if mesh_to_split_over() is None:
+    mesh = mesh_to_split_over()
+    if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, P(*[P.UNCONSTRAINED] * (x.ndim - 1), None))
+    if ... in names:
+        at = names.index(...)
+        names = (*names[:at], *[None] * (x.ndim - len(names) + 1), *names[at + 1 :])
+    spec = [
+        P.UNCONSTRAINED if name is None else mesh_axes(mesh, name, size) or None
+        for name, size in zip(names, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
 def param_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Returns the NamedSharding of every leaf by `RULES`.
+    """Returns the NamedSharding of every leaf by `PARAMETERS`.
 
     Args:
       tree: anything with leaves of a `shape`, named by their path: parameters, or a train state, whose optimizer
         moments end in the names of their parameters and so lie where those do.
       mesh: of `make_mesh`.
+
+    Raises STGTError for a parameter that the table does not know: it would be held whole by every device.
     """
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
@@ -145,18 +167,53 @@ def param_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def unsplit_params(tree: Any, sizes: Mapping[str, int]) -> list[str]:
+    """Names of the parameters that would lie whole on every device, were the mesh axes as long as `sizes` says.
+
+    None but small ones lie so where a dimension divides by each axis: 1408 = 128 x 11 does by 128, but not by 256.
+    """
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        names = _dimension_names(name, leaf.shape)
+        wanted = {axis for dim in names for axis in AXES[dim] if sizes.get(axis, 1) > 1}
+        if wanted - {
+            axis for axes in _place(names, leaf.shape[len(leaf.shape) - len(names) :], sizes) for axis in axes
+        }:
+            found.append(name)
+    return found
+
+
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    wanted = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
-    leading, dims = shape[: len(shape) - len(wanted)], shape[len(shape) - len(wanted) :]
-    if not wanted or len(dims) < len(wanted) or np.prod(dims) < MIN_SHARDED_SIZE:
+    names = _dimension_names(name, shape)
+    if not names:
         return P()
+    leading = len(shape) - len(names)
+    return P(*[None] * leading, *[axes or None for axes in _place(names, shape[leading:], mesh.shape)])
+
+
+def _dimension_names(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Of the trailing dimensions of a parameter; none where it stays whole."""
+    if not shape:
+        return ()
+    names = next((names for pattern, names in PARAMETERS if re.search(pattern, name)), None)
+    if names is None:
+        raise STGTError(f"no row of stgt_jax.sharding.PARAMETERS says how {name} {shape} lies on the devices; add one")
+    small = math.prod(shape[len(shape) - len(names) :]) < MIN_SHARDED_SIZE
+    return () if small or len(shape) < len(names) else names
+
+
+def _place(names: tuple[str, ...], dims: tuple[int, ...], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """The mesh axes of each dimension: those of its name; one that does not divide it goes to one that it divides."""
     placed: list[tuple[str, ...]] = [()] * len(dims)
     parts = [1] * len(dims)
-    for axis in filter(None, wanted):
-        # The dimension the rule names, then one still whole, then the wider: the first that divides.
-        order = sorted(range(len(dims)), key=lambda d: (wanted[d] != axis, parts[d], -dims[d]))
-        fitting = [d for d in order if dims[d] % (parts[d] * mesh.shape[axis]) == 0]
-        if fitting and mesh.shape[axis] > 1:
-            placed[fitting[0]] += (axis,)
-            parts[fitting[0]] *= mesh.shape[axis]
-    return P(*[None] * len(leading), *[axes or None for axes in placed])
+    for owner, name in enumerate(names):
+        for axis in AXES[name]:
+            size = sizes.get(axis, 1)
+            fitting = [d for d in range(len(dims)) if dims[d] % (parts[d] * size) == 0]
+            if fitting and size > 1:
+                # The dimension of that name, else one still whole, else the wider.
+                best = min((d != owner, parts[d], -dims[d], d) for d in fitting)[-1]
+                placed[best] += (axis,)
+                parts[best] *= size
+    return placed

@@ -1,4 +1,4 @@
-"""The losses one by one: against their formulas, and what the drawn negatives must be."""
+"""Matching, generation and their sum with the contrastive loss, of which see test_contrastive.py."""
 
 import dataclasses
 
@@ -8,68 +8,22 @@ import numpy as np
 import pytest
 
 from stgt_jax.config import LossConfig, tiny
-from stgt_jax.losses import (
-    csal_loss,
-    csal_targets,
-    sample_hard_negatives,
-    similarity,
-    stgt_losses,
-    vtc_loss,
-    vtg_loss,
-    vtm_loss,
-)
+from stgt_jax.losses import matching_triples, stgt_losses, vtg_loss, vtm_loss
 from stgt_jax.models.stgt import STGT
 
 
-def unit(*shape: int, seed: int = 0) -> jax.Array:
-    x = np.random.default_rng(seed).normal(size=shape)
-    return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), jnp.float32)
-
-
-def test_similarity_takes_the_best_query() -> None:
-    video, text = unit(3, 4, 8), unit(5, 8, seed=1)
-    expected = np.stack([[max(v @ t for v in queries) for t in text] for queries in video])
-    np.testing.assert_allclose(similarity(video, text), expected, rtol=1e-5)
-
-
-def test_vtc_of_uninformative_logits_is_the_log_of_the_batch() -> None:
-    np.testing.assert_allclose(vtc_loss(jnp.zeros((6, 6)), label_smoothing=0.1), np.log(6), rtol=1e-6)
-
-
-def test_vtc_prefers_the_own_pair() -> None:
-    right, wrong = 10 * jnp.eye(4), 10 * jnp.roll(jnp.eye(4), 1, axis=1)
-    assert vtc_loss(right, label_smoothing=0.1) < 1.0 < vtc_loss(wrong, label_smoothing=0.1)
-
-
-def test_csal_targets_share_between_like_pairs_and_ignore_unlike_ones() -> None:
-    directions = jnp.eye(4)
-    video = directions[jnp.array([0, 0, 1])][:, None]  # the first two clips are alike
-    text = directions[jnp.array([0, 0, 1])]
-    np.testing.assert_allclose(csal_targets(video, text), [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]], atol=1e-6)
-
-
-def test_csal_with_hard_targets_is_vtc() -> None:
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)), jnp.float32)
-    np.testing.assert_allclose(
-        csal_loss(logits, jnp.eye(5), label_smoothing=0.1), vtc_loss(logits, label_smoothing=0.1), rtol=1e-6
-    )
-
-
-def test_hard_negatives_are_never_the_own_pair_and_follow_the_softmax() -> None:
-    logits = jnp.array([[9.0, 2.0, 0.0], [0.0, 9.0, -1.0], [1.0, 1.0, 9.0]])
-    draw = jax.vmap(lambda key: sample_hard_negatives(key, logits))
-    video_for_text, text_for_video = draw(jax.random.split(jax.random.key(0), 4000))
-    for drawn, rows in ((text_for_video, logits), (video_for_text, logits.T)):
-        assert not (drawn == jnp.arange(3)).any()
-        others = jnp.where(jnp.eye(3, dtype=bool), -jnp.inf, rows)
-        shares = jax.nn.one_hot(drawn, 3).mean(axis=0)
-        np.testing.assert_allclose(shares, jax.nn.softmax(others), atol=0.03)
-
-
-def test_vtm_labels_the_first_third_as_matches() -> None:
-    logits = jnp.array([[-9.0, 9.0]] * 2 + [[9.0, -9.0]] * 4)
+def test_vtm_labels_the_first_of_each_three_as_a_match() -> None:
+    logits = jnp.array([[-9.0, 9.0], [9.0, -9.0], [9.0, -9.0]] * 2)
     assert vtm_loss(logits) < 1e-6
     assert vtm_loss(-logits) > 15
+
+
+def test_triples_are_own_text_another_video_another_text() -> None:
+    tokens, ids = jnp.arange(3)[:, None, None], 10 + jnp.arange(3)[:, None]
+    triples = matching_triples(tokens, ids, ids + 10, jnp.array([1, 2, 0]), jnp.array([2, 0, 1]))
+    assert triples.graph_tokens.ravel().tolist() == [0, 1, 0, 1, 2, 1, 2, 0, 2]
+    assert triples.input_ids.ravel().tolist() == [10, 10, 12, 11, 11, 10, 12, 12, 11]
+    assert triples.attention_mask.ravel().tolist() == [20, 20, 22, 21, 21, 20, 22, 22, 21]
 
 
 def test_vtg_ignores_padding_and_the_first_token() -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stgt_jax.config import LossConfig
-from stgt_jax.losses import stgt_losses
+from stgt_jax.losses import matching_triples, stgt_losses
 from stgt_jax.models.stgt import STGT, normalize_frames
 
 Arrays = dict[str, Any]  # by name: those of a batch, and what parts give
@@ -68,14 +68,9 @@ def _encode_text(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key
 
 def _match(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key: jax.Array) -> dict[str, Any]:
     """Of 3B pairs, as in training: each clip and each text has a partner it does not belong to."""
-    own = [arrays[name] for name in ("graph_tokens", "input_ids", "attention_mask")]
-    graph_tokens, ids, mask = own
-    other_tokens, other_ids, other_mask = (jnp.roll(x, 1, axis=0) for x in own)
-    pairs = (
-        jnp.concatenate([graph_tokens, other_tokens, graph_tokens]),
-        jnp.concatenate([ids, ids, other_ids]),
-        jnp.concatenate([mask, mask, other_mask]),
-    )
+    graph_tokens, ids, mask = (arrays[name] for name in ("graph_tokens", "input_ids", "attention_mask"))
+    other = jnp.roll(jnp.arange(len(ids)), 1)
+    pairs = matching_triples(graph_tokens, ids, mask, other, other)
     return {"match_logits": _apply(model, params, key, "match", *pairs, train=True)}
 
 

@@ -18,9 +18,9 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from stgt_jax.contrastive import similarity
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.metrics import format_metrics, retrieval_metrics, twin_metrics
-from stgt_jax.losses import similarity
 
 Batch = Mapping[str, Any]
 NOT_A_CANDIDATE = -100.0  # the re-ranked score of everything beyond the top k

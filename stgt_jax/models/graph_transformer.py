@@ -15,7 +15,7 @@ from flax import linen as nn
 from stgt_jax.config import GraphConfig
 from stgt_jax.models.layers import ResidualAttentionBlock, layer_norm, stack
 from stgt_jax.ops.graph_attention import graph_attention
-from stgt_jax.sharding import whole_features
+from stgt_jax.sharding import shard
 
 
 class GraphAttention(nn.Module):
@@ -28,7 +28,15 @@ class GraphAttention(nn.Module):
     def __call__(self, nodes: jax.Array, num_frames: int, train: bool) -> jax.Array:
         config, width = self.config, nodes.shape[-1]
         query, key, value = (
-            rearrange(nn.Dense(width, dtype=self.dtype, name=name)(nodes), "b n (h d) -> b n h d", h=config.num_heads)
+            shard(
+                rearrange(
+                    nn.Dense(width, dtype=self.dtype, name=name)(nodes), "b n (h d) -> b n h d", h=config.num_heads
+                ),
+                "clip",
+                "node",
+                "head",
+                ...,
+            )
             for name in ("query", "key", "value")
         )
         y = graph_attention(
@@ -43,7 +51,8 @@ class GraphAttention(nn.Module):
             dropout_rng=self.make_rng("dropout") if train and config.dropout > 0.0 else None,
             implementation=config.implementation,
         )
-        return whole_features(nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "b n h d -> b n (h d)")))
+        y = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "b n h d -> b n (h d)"))
+        return shard(y, "clip", "node", "feature")
 
 
 class GraphBlock(nn.Module):
@@ -58,7 +67,7 @@ class GraphBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         num_frames = x.shape[1]
-        x = whole_features(nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(x))
+        x = shard(nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(x), "clip", "frame", "token", "feature")
 
         cross_frame = ResidualAttentionBlock(self.config.num_heads, self.dtype, name="cross_frame_attention")
         global_tokens = cross_frame(cross_frame(x[:, :, 0]))  # [B, T, D], twice with the same weights
@@ -94,7 +103,8 @@ class GraphTransformer(nn.Module):
         x, intermediates = blocks(self.config, self.dtype, name="blocks")(x, train)
 
         x = layer_norm(1e-5, self.dtype, "ln_post")(condense(x))
-        return whole_features(nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")(x)), intermediates
+        x = nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")(x)
+        return shard(x, "clip", "token", "feature"), intermediates
 
 
 def condense(x: jax.Array) -> jax.Array:

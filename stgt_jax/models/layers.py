@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from stgt_jax.ops.attention import attention
-from stgt_jax.sharding import whole_features
+from stgt_jax.sharding import shard
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -69,7 +69,7 @@ class MultiHeadAttention(nn.Module):
 
         def heads(name: str, y: jax.Array, use_bias: bool = True) -> jax.Array:
             y = nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)(y)
-            return rearrange(y, "... s (h d) -> ... s h d", h=self.num_heads)
+            return rearrange(shard(y, "clip", ..., "hidden"), "... s (h d) -> ... s h d", h=self.num_heads)
 
         use_dropout = train and self.dropout > 0.0
         y = attention(
@@ -80,7 +80,8 @@ class MultiHeadAttention(nn.Module):
             dropout_rate=self.dropout,
             dropout_rng=self.make_rng("dropout") if use_dropout else None,
         )
-        return whole_features(nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "... s h d -> ... s (h d)")))
+        y = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "... s h d -> ... s (h d)"))
+        return shard(y, "clip", ..., "feature")
 
 
 class MlpBlock(nn.Module):
@@ -93,9 +94,10 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        y = self.activation(nn.Dense(self.mlp_dim, dtype=self.dtype, name="up")(x))
+        y = shard(nn.Dense(self.mlp_dim, dtype=self.dtype, name="up")(x), "clip", ..., "hidden")
+        y = self.activation(y)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return whole_features(nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(y))
+        return shard(nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(y), "clip", ..., "feature")
 
 
 class ResidualAttentionBlock(nn.Module):

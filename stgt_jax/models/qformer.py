@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from stgt_jax.config import QFormerConfig
 from stgt_jax.models.layers import MlpBlock, MultiHeadAttention, gelu, layer_norm, stack
+from stgt_jax.sharding import shard
 
 _EPSILON = 1e-12  # of every LayerNorm in BERT
 
@@ -130,15 +131,17 @@ class QFormer(nn.Module):
         mask = jnp.concatenate([sees_queries, causal], axis=-1)
         text = self._layers(None, self._text(input_ids, train), cache=cache, mask=mask, train=train)[0][1]
         text = self.lm_norm(gelu(self.lm_dense(text)))
-        return self.word_embed.attend(text).astype(jnp.float32) + self.lm_bias
+        return shard(self.word_embed.attend(text), "clip", "token", "word").astype(jnp.float32) + self.lm_bias
 
     def _queries(self, vision_tokens: jax.Array, train: bool) -> jax.Array:
         queries = self.query_tokens.astype(self.dtype)
         queries = jnp.broadcast_to(queries, (vision_tokens.shape[0], *queries.shape[1:]))
+        queries = shard(queries, "clip", "token", "feature")
         return self.embed_dropout(self.embed_norm(queries), deterministic=not train)
 
     def _text(self, input_ids: jax.Array, train: bool) -> jax.Array:
         text = self.word_embed(input_ids) + self.pos_embed(jnp.arange(input_ids.shape[1]))
+        text = shard(text, "clip", "token", "feature")
         return self.embed_dropout(self.embed_norm(text), deterministic=not train)
 
     def _layers(self, queries, text, vision_tokens=None, *, cache=None, mask=None, train):

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from stgt_jax.config import VisionConfig
 from stgt_jax.models.layers import MlpBlock, MultiHeadAttention, gelu, layer_norm, stack
+from stgt_jax.sharding import shard
 
 
 class VisionBlock(nn.Module):
@@ -73,7 +74,8 @@ class VisionTransformer(nn.Module):
         cls_token = self.param("cls_token", init, (1, 1, config.width))
         pos_embed = self.param("pos_embed", init, (1, config.tokens_per_frame, config.width))
         cls_token = jnp.broadcast_to(cls_token.astype(self.dtype), (*x.shape[:2], 1, config.width))
-        x = jnp.concatenate([cls_token, x], axis=2) + pos_embed.astype(self.dtype)  # [B, T, L, D]
+        x = jnp.concatenate([cls_token, x], axis=2) + pos_embed.astype(self.dtype)
+        x = shard(x, "clip", "frame", "token", "feature")  # [B, T, L, D]
         train_frozen = train and not config.freeze  # what does not train has nothing to regularise
         x = nn.Dropout(config.dropout, deterministic=not train_frozen)(x)
 

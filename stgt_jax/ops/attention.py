@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from stgt_jax.ops import attention_tpu
 from stgt_jax.ops.platform import target_platform
-from stgt_jax.sharding import BATCH_AXES, HEAD_AXES, SEQUENCE_AXES, axes_that_divide, mesh_to_split_over
+from stgt_jax.sharding import mesh_axes, mesh_to_split_over
 
 # The scores of smaller frames are so few that XLA's own fusions do.
 _MIN_FUSED_LENGTH = 128
@@ -95,10 +95,10 @@ def _on_each_device(attend: Callable[..., jax.Array], *arrays: jax.Array) -> jax
         return attend(*arrays)
     batch, frames, _, heads, _ = arrays[0].shape
     spec = P(
-        axes_that_divide(mesh, BATCH_AXES, batch),
-        axes_that_divide(mesh, SEQUENCE_AXES, frames),
+        mesh_axes(mesh, "clip", batch),
+        mesh_axes(mesh, "frame", frames),
         None,
-        axes_that_divide(mesh, HEAD_AXES, heads),
+        mesh_axes(mesh, "head", heads),
         None,
     )
     return jax.shard_map(attend, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False)(*arrays)

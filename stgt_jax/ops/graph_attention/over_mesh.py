@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from stgt_jax.sharding import BATCH_AXES, HEAD_AXES, SEQUENCE_AXES, axes_that_divide, mesh_to_split_over
+from stgt_jax.sharding import mesh_axes, mesh_to_split_over
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -39,8 +39,7 @@ def run(
         return attend(query, key, value, nodes, dropout)
     batch, frames, patches, heads, _ = query.shape
     clip_axes, head_axes, frame_axes = (
-        axes_that_divide(mesh, names, size)
-        for names, size in ((BATCH_AXES, batch), (HEAD_AXES, heads), (SEQUENCE_AXES, frames))
+        mesh_axes(mesh, name, size) for name, size in (("clip", batch), ("head", heads), ("frame", frames))
     )
 
     def part(query, key, value, nodes, dropout):
