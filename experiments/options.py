@@ -9,7 +9,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from stgt_jax.errors import STGTError, nearest
 
@@ -107,13 +107,19 @@ def _annotation(config: object, path: str) -> Any:
 
 
 def _parse(option: str, text: str, annotation: Any) -> Any:
-    """Reads `text` as the field's annotated type: bool, int, float, str, `X | None`, or a tuple of such."""
+    """Reads `text` as the field's annotated type: bool, int, float, str, `X | None`, one with words, or a tuple."""
     if typing.get_origin(annotation) is tuple:
         return _parse_tuple(option, text, typing.get_args(annotation))
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        if text.lower() == "none":
+        kinds = typing.get_args(annotation)
+        words = [word for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
+        if text in words:
+            return text
+        if type(None) in kinds and text.lower() == "none":
             return None
-        (annotation,) = (kind for kind in typing.get_args(annotation) if kind is not type(None))
+        if words and not text.lstrip("-").isdigit():
+            raise STGTError(f"--{option}={text} is neither a number nor {' or '.join(words)}{nearest(text, words)}")
+        (annotation,) = (k for k in kinds if k is not type(None) and typing.get_origin(k) is not Literal)
     if annotation is str:
         return text
     if annotation is bool:

@@ -6,18 +6,17 @@ from typing import Any
 
 import jax
 
-from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches, split_vocab_size, train_loader
 from data_pipeline.shards import VOCAB_NAME, list_splits, open_shards
 from experiments.options import apply_options, list_options, replace_options
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
-from stgt_jax.config import MeshConfig, ModelConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import batch_sharding, make_mesh
+from stgt_jax.sharding import batch_sharding
 from stgt_jax.train.loop import train
+from stgt_jax.train.mesh import mesh_for
 
 TRAIN_SPLIT = "train"
 VALIDATION_SPLITS = ("validation", "val", "test")  # the first that the shard set has
@@ -46,7 +45,7 @@ def pretrain(recipe: Recipe, workdir: str | Path, *, resume: bool = False) -> di
         )
     place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     with train_loader(recipe.data, TRAIN_SPLIT, per_process, recipe.train.seed, **place) as loader:
-        evaluate = _validation(recipe.model, recipe.data, recipe.train.mesh)
+        evaluate = _validation(recipe)
         return train(recipe.model, recipe.train, loader, workdir, resume=resume, evaluate=evaluate)
 
 
@@ -101,14 +100,14 @@ def stage_recipe(name: str, options: Sequence[str], fixed: Mapping[str, Any]) ->
     return replace_options(changed, fixed)
 
 
-def _validation(
-    model_config: ModelConfig, data: DataConfig, mesh: MeshConfig
-) -> Callable[[Any], dict[str, float]] | None:
+def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
     """Returns the function from parameters to retrieval scores on the validation clips; None where there are none."""
+    data = recipe.data
     split = next((name for name in VALIDATION_SPLITS if name in list_splits(data.shards)), None)
     if split is None:
         return None
-    model, sharding = STGT(model_config), batch_sharding(make_mesh(mesh))
+    model = STGT(recipe.model)
+    sharding = batch_sharding(mesh_for(model, recipe.train))
     ways = sharding.num_devices
     batch_size = -(-VALIDATION_BATCH // ways) * ways
 

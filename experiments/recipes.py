@@ -12,6 +12,7 @@ from data_pipeline.config import DataConfig
 from stgt_jax.config import (
     GraphConfig,
     LossConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     QFormerConfig,
@@ -87,7 +88,12 @@ def paper_stage1() -> Recipe:
         model=vit_g(),
         data=DataConfig(num_frames=8, image_size=224, num_workers=8),
         # OptimizerConfig's defaults are the paper's; the length, which is not published, is ten passes over 10M clips.
-        train=TrainConfig(num_steps=50_000, batch_size=2048, optimizer=OptimizerConfig()),
+        train=TrainConfig(
+            num_steps=50_000,
+            batch_size=2048,
+            optimizer=OptimizerConfig(),
+            mesh=MeshConfig(fsdp="auto", sequence="auto"),
+        ),
     )
 
 

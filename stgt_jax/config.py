@@ -7,6 +7,7 @@ Q queries, H Q-Former width, E alignment width.
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 from stgt_jax.errors import STGTError, nearest
 
@@ -209,17 +210,29 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 on one axis takes all that are left."""
+    """Devices along each mesh axis; -1 on one axis takes all that are left.
+
+    "auto" (`stgt_jax.train.mesh`) splits parameters over as many devices as their memory asks for, and frames where
+    there are more devices than clips.
+    """
 
     data: int = -1
-    fsdp: int = 1
-    sequence: int = 1  # frames, for long videos
+    fsdp: int | Literal["auto"] = 1
+    sequence: int | Literal["auto"] = 1  # frames, for long videos
     tensor: int = 1
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
-        _check(all(n == -1 or n > 0 for n in sizes.values()), f"mesh={sizes}: every axis must be positive or -1")
-        _check(list(sizes.values()).count(-1) <= 1, f"mesh={sizes}: only one axis can be -1 (all devices left)")
+        numbers = [n for n in sizes.values() if n != "auto"]
+        _check(all(n == -1 or n > 0 for n in numbers), f"mesh={sizes}: every axis must be positive or -1")
+        _check(numbers.count(-1) <= 1, f"mesh={sizes}: only one axis can be -1 (all devices left)")
+        _check(
+            len(numbers) == len(sizes) or -1 not in (self.fsdp, self.sequence, self.tensor),
+            f"mesh={sizes}: where an axis is auto only data can be -1 (all devices left)",
+        )
+        for axis in ("fsdp", "sequence"):
+            if isinstance(sizes[axis], str):
+                _check_choice(f"mesh.{axis}", sizes[axis], ("auto",))
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     Of several TPU slices, between which the network is slow, data spans them and the other axes stay within one.
 
-    Raises STGTError if the axes of `config` do not multiply to the number of devices, split clips over processes, or
-    data does not divide by the number of slices.
+    Raises STGTError if the axes of `config` do not multiply to the number of devices, split clips over processes, data
+    does not divide by the number of slices, or an axis is "auto", which `stgt_jax.train.mesh` must have chosen.
     """
     devices = jax.devices() if devices is None else list(devices)
     axes = dataclasses.asdict(config)
+    if "auto" in axes.values():
+        raise STGTError(f"mesh={axes}: an axis is auto; take what stgt_jax.train.mesh.choose_mesh makes of it")
     sizes = list(axes.values())
     if -1 in sizes:
         rest = len(devices) // -int(np.prod(sizes))  # the product is minus that of the other axes
@@ -167,21 +169,37 @@ def param_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def unsplit_params(tree: Any, sizes: Mapping[str, int]) -> list[str]:
-    """Names of the parameters that would lie whole on every device, were the mesh axes as long as `sizes` says.
+def bytes_held(tree: Any, sizes: Mapping[str, int]) -> int:
+    """Bytes of a tree of shapes that each device would hold, were the mesh axes as long as `sizes` says."""
+    total = 0
+    for name, leaf in _named(tree):
+        names = _dimension_names(name, leaf.shape)
+        parts = [sizes[axis] for axes in _place(names, _trailing(leaf, names), sizes) for axis in axes]
+        total += math.prod(leaf.shape) * leaf.dtype.itemsize // math.prod(parts)
+    return total
 
-    None but small ones lie so where a dimension divides by each axis: 1408 = 128 x 11 does by 128, but not by 256.
+
+def unsplit_params(tree: Any, sizes: Mapping[str, int]) -> list[str]:
+    """Names of the parameters of which mesh axes as long as `sizes` says could not split any dimension.
+
+    1408 = 128 x 11, say, divides by 128, but not by 256.
     """
     found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for name, leaf in _named(tree):
         names = _dimension_names(name, leaf.shape)
         wanted = {axis for dim in names for axis in AXES[dim] if sizes.get(axis, 1) > 1}
-        if wanted - {
-            axis for axes in _place(names, leaf.shape[len(leaf.shape) - len(names) :], sizes) for axis in axes
-        }:
-            found.append(name)
+        if wanted - {axis for axes in _place(names, _trailing(leaf, names), sizes) for axis in axes}:
+            found.append(f"{name} {leaf.shape}")
     return found
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _trailing(leaf: Any, names: tuple[str, ...]) -> tuple[int, ...]:
+    return leaf.shape[len(leaf.shape) - len(names) :]
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:

@@ -25,7 +25,8 @@ from experiments.recipes import Recipe
 from stgt_jax.errors import STGTError
 from stgt_jax.flops import model_flops
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import make_mesh, shard_batch
+from stgt_jax.sharding import shard_batch
+from stgt_jax.train.mesh import mesh_for
 from stgt_jax.train.optimizer import make_optimizer
 from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
 from stgt_jax.train.step import make_train_step
@@ -56,7 +57,8 @@ def bench_step(
     text_length = text_length_of(recipe, text_length)
     if repeats < 1:
         raise STGTError(f"--repeats={repeats} must be greater than 0")
-    mesh, model = make_mesh(recipe.train.mesh), STGT(recipe.model)
+    model = STGT(recipe.model)
+    mesh = mesh_for(model, recipe.train)
     peak = peak or measure_peak(recipe.model.dtype)
     with jax.set_mesh(mesh):
         whole, state = _time_whole(recipe, model, mesh, text_length, repeats)

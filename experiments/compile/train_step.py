@@ -23,7 +23,8 @@ from experiments.compile.traffic import hbm_bytes
 from experiments.recipes import Recipe
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import batch_layout, make_mesh
+from stgt_jax.sharding import batch_layout
+from stgt_jax.train.mesh import mesh_for
 from stgt_jax.train.state import abstract_state
 from stgt_jax.train.step import make_train_step
 
@@ -59,7 +60,8 @@ def compile_recipe(
     """
     text_length = text_length_of(recipe, text_length)
     topology = find_topology(topology_name, num_slices)
-    mesh, model = make_mesh(recipe.train.mesh, topology.devices), STGT(recipe.model)
+    model = STGT(recipe.model)
+    mesh = mesh_for(model, recipe.train, topology.devices, topology.device.hbm_bytes)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # or the model is shaped with the host's kernels
         train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
         state = abstract_state(model, recipe.train, mesh)

@@ -1,122 +1,49 @@
 """Rows of an array that lies split over devices, each fetched from the device that holds it.
 
-Left to itself the compiler gathers the whole array on every device, which grows with the number of devices. Here a
-device receives the rows it asks for and nothing else, by a ragged all-to-all on TPUs and GPUs; CPUs, which have no such
-collective, gather.
+Left to itself the compiler gathers the whole array on every device. Here the n devices stand in a square: each collects
+the rows of its line, and sends to the devices of its column what they asked for of them. A device then holds about
+2 sqrt(n) times its own rows instead of n times, and sends as many.
 """
 
 import functools
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from stgt_jax.ops.platform import target_platform
 from stgt_jax.sharding import mesh_axes, mesh_to_split_over
 
-Axes = tuple[str, ...]
 
-
-def fetch_rows(x: jax.Array, rows: jax.Array, *, exchange: bool | None = None) -> jax.Array:
+def fetch_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
     """x[rows], both split over clips on the mesh in use: [B, ...], int32 [B] -> [B, ...].
 
-    Args:
-      x: the rows to choose from.
-      rows: indices in [0, B); a row may be asked for any number of times. Its gradients then add up, in float32.
-      exchange: send rows from device to device, or gather all of them on each; by default what the platform can.
+    A row may be asked for any number of times; its gradients add up.
     """
     mesh = mesh_to_split_over()
     axes = () if mesh is None else mesh_axes(mesh, "clip", x.shape[0])
     if not axes:
         return x[rows]
-    exchange = target_platform() != "cpu" if exchange is None else exchange
-    fetch = _exchange if exchange else _gather
     by_clip = P(axes)
-    split = jax.shard_map(
-        functools.partial(fetch, axes), in_specs=(by_clip, by_clip), out_specs=by_clip, check_vma=False
-    )
-    return split(x, rows)
+    fetch = functools.partial(_fetch, axes=axes, lines=_lines(math.prod(mesh.shape[axis] for axis in axes)))
+    return jax.shard_map(fetch, in_specs=(by_clip, by_clip), out_specs=by_clip, check_vma=False)(x, rows)
 
 
-def _gather(axes: Axes, x: jax.Array, rows: jax.Array) -> jax.Array:
-    return jax.lax.all_gather(x, axes, tiled=True)[rows]
+def _fetch(x: jax.Array, rows: jax.Array, *, axes: tuple[str, ...], lines: list[list[int]]) -> jax.Array:
+    """[b, ...], [b] -> [b, ...] on each device; `lines` are the devices of each line of the square."""
+    columns = [list(column) for column in zip(*lines, strict=True)]
+    of_line = jax.lax.all_gather(x, axes, axis_index_groups=lines, tiled=True)
+    asked = jax.lax.all_gather(rows, axes, axis_index_groups=columns)  # [lines, b], by the devices of the column
+    line = jax.lax.axis_index(axes) // len(lines[0])
+    places = asked - line * len(of_line)
+    here = (places >= 0) & (places < len(of_line))
+    sent = jnp.where(jnp.expand_dims(here, range(2, x.ndim + 1)), of_line[jnp.where(here, places, 0)], 0)
+    # Of the column's devices one has the row and the others nothing: the sum is the row.
+    return jax.lax.psum_scatter(sent.astype(x.dtype), axes, axis_index_groups=columns)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _exchange(axes: Axes, x: jax.Array, rows: jax.Array) -> jax.Array:
-    """[b, ...], [b] -> [b, ...] on each device: every row asked for is a slice of its own, of one row or none."""
-    owners, places = _requests(axes, rows)  # [n, b]
-    mine = owners == jax.lax.axis_index(axes)
-    return jax.lax.ragged_all_to_all(
-        x,
-        jnp.zeros_like(x),
-        input_offsets=_flat(jnp.where(mine, places, 0)),
-        send_sizes=_flat(mine),
-        output_offsets=_flat(jnp.broadcast_to(jnp.arange(len(rows)), owners.shape)),
-        recv_sizes=_flat(_asked_of_each(axes, owners)),
-        axis_name=axes,
-    )
-
-
-def _exchange_forward(axes: Axes, x: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _exchange(axes, x, rows), rows
-
-
-def _exchange_backward(axes: Axes, rows: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
-    """Sends each row's gradient to where the row came from, which adds up what it gets.
-
-    A row that many asked for gets as many gradients: more than may fit at once. So the requests to each device are
-    numbered, and in a round it takes as many as it has rows; there are as many rounds as the busiest device needs.
-    """
-    owners, places = _requests(axes, rows)
-    mine, ranks = owners == jax.lax.axis_index(axes), _ranks(owners)
-    asked_by_me = jax.lax.axis_index(axes)
-    capacity = len(rows)
-
-    def one_round(i: jax.Array, total: jax.Array) -> jax.Array:
-        slots = ranks - i * capacity  # [n, b], of the buffer of each request's owner
-        now = (slots >= 0) & (slots < capacity)
-        sends = _asked_of_each(axes, owners) & now[asked_by_me]  # [n, b]: my request r goes to device d
-        received = jax.lax.ragged_all_to_all(
-            gradient,
-            jnp.zeros_like(gradient),
-            input_offsets=_flat(jnp.broadcast_to(jnp.arange(capacity), owners.shape)),
-            send_sizes=_flat(sends),
-            output_offsets=_flat(jnp.broadcast_to(jnp.where(now, slots, 0)[asked_by_me], owners.shape)),
-            recv_sizes=_flat(mine & now),
-            axis_name=axes,
-        )
-        row_of_slot = jnp.zeros(capacity, jnp.int32).at[jnp.where(mine & now, slots, capacity)].set(places, mode="drop")
-        return total.at[row_of_slot].add(received.astype(jnp.float32))
-
-    busiest = jnp.bincount(owners.reshape(-1), length=len(owners)).max()
-    total = jax.lax.fori_loop(0, -(-busiest // capacity), one_round, jnp.zeros(gradient.shape, jnp.float32))
-    return total.astype(gradient.dtype), None
-
-
-_exchange.defvjp(_exchange_forward, _exchange_backward)
-
-
-def _requests(axes: Axes, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What all devices ask for: (the device that holds it, the row's place there), [n, b] each."""
-    rows = jax.lax.all_gather(rows, axes)
-    return rows // rows.shape[1], rows % rows.shape[1]
-
-
-def _asked_of_each(axes: Axes, owners: jax.Array) -> jax.Array:
-    """True at [d, r] where this device's request r goes to device d: [n, b] -> [n, b]."""
-    return jnp.arange(len(owners))[:, None] == owners[jax.lax.axis_index(axes)]
-
-
-def _ranks(owners: jax.Array) -> jax.Array:
-    """Numbers the requests to each device from 0: [n, b] -> [n, b]."""
-    flat = owners.reshape(-1)
-    order = jnp.argsort(flat, stable=True)
-    first = jnp.searchsorted(flat[order], flat[order])  # where the requests to the same device begin
-    ranks = jnp.arange(flat.size) - first
-    return jnp.zeros_like(flat).at[order].set(ranks.astype(flat.dtype)).reshape(owners.shape)
-
-
-def _flat(x: Any) -> jax.Array:
-    return x.astype(jnp.int32).reshape(-1)
+def _lines(devices: int) -> list[list[int]]:
+    """The devices in a rectangle as near to a square as their number allows, no higher than wide."""
+    height = max(n for n in range(1, math.isqrt(devices) + 1) if devices % n == 0)
+    width = devices // height
+    return [list(range(line * width, (line + 1) * width)) for line in range(height)]

@@ -199,20 +199,25 @@ def _checkpoint_folder(path: epath.Path) -> epath.Path:
 
 
 def _restore(folder: epath.Path, template: Any) -> Any:
-    """Reads nested dicts of arrays into the shapes, dtypes and layout of `template`."""
+    """Reads nested dicts of arrays into the shapes, dtypes and layout of `template`.
+
+    They are read in the dtypes that were saved, as their checksum is of those numbers: a frozen matrix in bfloat16 may
+    train in this run, or the other way round.
+    """
     try:
         saved = ocp.StandardCheckpointHandler().metadata(folder).tree
     except Exception as error:  # whatever the storage library makes of a damaged file
         raise _damaged(folder, error) from error
     _check_same_shapes(folder, saved, template)
+    as_saved = jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding), template, saved)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(folder, template)
+            restored = checkpointer.restore(folder, as_saved)
     except Exception as error:
         raise _damaged(folder, error) from error
     if int(_checksum(restored)) != _restore_json(folder.parent / "checksums")[folder.name]:
         raise _damaged(folder, ValueError("its numbers are not those that were saved"))
-    return restored
+    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), restored, template)
 
 
 def _restore_json(folder: epath.Path) -> Any:
@@ -233,7 +238,7 @@ def _damaged(folder: epath.Path, error: Exception) -> STGTError:
 
 @jax.jit
 def _checksum(tree: Any) -> jax.Array:
-    """A uint32 that any one damaged number changes, the same in every layout; leaves have dtypes of 4 bytes.
+    """A uint32 that any one damaged number changes, the same in every layout; leaves have dtypes of 4 or 2 bytes.
 
     It sums the bits of the numbers times odd weights, which differ by position: sums of integers have no rounding, and
     an odd weight loses no bit modulo 2**32.
@@ -243,7 +248,7 @@ def _checksum(tree: Any) -> jax.Array:
         position = jnp.zeros(leaf.shape, jnp.uint32)
         for axis, size in enumerate(leaf.shape):
             position = position * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
         total += (2 * index + 1) * jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
     return total
 

@@ -20,9 +20,10 @@ from tqdm import tqdm
 from stgt_jax.config import ModelConfig, TrainConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import make_mesh, shard_batch
+from stgt_jax.sharding import shard_batch
 from stgt_jax.train.checkpoint import Checkpoints, PathLike, load_params, save_config
 from stgt_jax.train.log import RunLog
+from stgt_jax.train.mesh import mesh_for
 from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
 from stgt_jax.train.step import Metrics, make_train_step
 
@@ -67,7 +68,8 @@ def train(
       The metrics of the last step and, named "validation/...", of the last validation. Raises STGTError for a workdir
       in use, weights that do not fit the model, data that ends, and a loss that is not finite.
     """
-    mesh, model, workdir = make_mesh(config.mesh, devices), STGT(model_config), epath.Path(workdir)
+    model, workdir = STGT(model_config), epath.Path(workdir)
+    mesh = mesh_for(model, config, devices)
     train_step = make_train_step(model, config, mesh)
     with contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best)) as checkpoints:
         _check_workdir(workdir, checkpoints.latest_step, resume)

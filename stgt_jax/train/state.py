@@ -25,7 +25,7 @@ class TrainState:
 
     step: jax.Array  # [] int32, the number of steps done
     params: Any  # trainable parameters
-    frozen: Any  # parameters that never change
+    frozen: Any  # parameters that never change; matrices in the dtype of the computation
     opt_state: Any
 
 
@@ -63,6 +63,11 @@ def param_shapes(model: STGT) -> Any:
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
+def state_shapes(model: STGT, config: TrainConfig) -> TrainState:
+    """Shape and dtype of the whole state."""
+    return jax.eval_shape(lambda params: _new_state(model, config, params), param_shapes(model))
+
+
 def abstract_params(model: STGT, mesh: Mesh) -> Any:
     """Shape, dtype and layout on `mesh` of every parameter, as `jax.ShapeDtypeStruct`s."""
     return _with_shardings(param_shapes(model), mesh)
@@ -70,8 +75,7 @@ def abstract_params(model: STGT, mesh: Mesh) -> Any:
 
 def abstract_state(model: STGT, config: TrainConfig, mesh: Mesh) -> TrainState:
     """Shape, dtype and layout on `mesh` of the whole state, as `jax.ShapeDtypeStruct`s."""
-    state = jax.eval_shape(lambda p: _new_state(model, config, p), param_shapes(model))
-    return _with_shardings(state, mesh)
+    return _with_shardings(state_shapes(model, config), mesh)
 
 
 def init_state(model: STGT, config: TrainConfig, mesh: Mesh, params: Any = None) -> TrainState:
@@ -95,8 +99,14 @@ def init_state(model: STGT, config: TrainConfig, mesh: Mesh, params: Any = None)
 
 def _new_state(model: STGT, config: TrainConfig, params: Any) -> TrainState:
     trainable, frozen = split_params(params, model.config)
+    frozen = jax.tree_util.tree_map_with_path(functools.partial(_as_computed_with, model.config.dtype), frozen)
     opt_state = make_optimizer(config.optimizer, config.num_steps).init(trainable)
     return TrainState(step=jnp.zeros((), jnp.int32), params=trainable, frozen=frozen, opt_state=opt_state)
+
+
+def _as_computed_with(dtype: str, path: tuple, leaf: jax.Array) -> jax.Array:
+    """A frozen matrix as the products take it: rounded once, not in every step, and half as large in bfloat16."""
+    return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
 
 
 def _with_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -106,10 +106,14 @@ def half_frozen_run() -> tuple[Any, Any, list]:
     return run(model, small_training(), one_device())
 
 
-def test_bfloat16_computes_with_float32_parameters(half_frozen_run: tuple[Any, Any, list]) -> None:
+def test_bfloat16_trains_float32_parameters_and_keeps_frozen_matrices_as_it_computes(
+    half_frozen_run: tuple[Any, Any, list],
+) -> None:
     _, after, metrics = half_frozen_run
     assert np.isfinite(metrics[-1]["loss"])
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    of_frozen = {name.endswith("/kernel"): array.dtype for name, array in leaves_by_name(after.frozen).items()}
+    assert of_frozen == {True: jnp.dtype("bfloat16"), False: jnp.dtype("float32")}
 
 
 def test_frozen_parameters_have_no_optimizer_state_and_stay_while_open_blocks_train(
