@@ -21,8 +21,7 @@ def fetch_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
     A row may be asked for any number of times; its gradients add up.
     """
     mesh = mesh_to_split_over()
-    axes = () if mesh is None else mesh_axes(mesh, "clip", x.shape[0])
-    if not axes:
+    if mesh is None or not (axes := mesh_axes(mesh, "clip", x.shape[0])):
         return x[rows]
     by_clip = P(axes)
     fetch = functools.partial(_fetch, axes=axes, lines=_lines(math.prod(mesh.shape[axis] for axis in axes)))

@@ -1,5 +1,6 @@
 """One optimizer step: what it trains, what it leaves alone, and that devices and accumulation do not change it."""
 
+import re
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from stgt_jax.config import MeshConfig, ModelConfig, TrainConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.losses import stgt_losses
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import make_mesh, shard_batch
+from stgt_jax.sharding import MIN_SHARDED_SIZE, make_mesh, shard_batch
 from stgt_jax.train.optimizer import make_optimizer
 from stgt_jax.train.state import abstract_state, init_state, merge_params, split_params
 from stgt_jax.train.step import make_train_step
@@ -148,6 +149,38 @@ def test_given_parameters_are_copied_not_consumed() -> None:
     jax.tree.map(np.testing.assert_array_equal, merge_params(state.params, state.frozen), params)
     jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)(state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+@pytest.fixture(scope="module")
+def cube() -> tuple[Any, jax.stages.Compiled]:
+    """The state's shapes and the compiled step on 2 x 2 x 2 devices, of which 4 have clips of their own."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    state = abstract_state(STGT(PLAIN), small_training(), mesh)
+    step = make_train_step(STGT(PLAIN), small_training(), mesh)
+    return state, step.lower(state, shard_batch(make_batch(0), mesh)).compile()
+
+
+def test_compiled_step_holds_no_large_parameter_whole(cube: tuple[Any, jax.stages.Compiled]) -> None:
+    state, compiled = cube
+    ((inputs, _), _), (outputs, _) = compiled.input_shardings, compiled.output_shardings
+    whole = []
+    for (path, leaf), before, after in zip(
+        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(inputs), jax.tree.leaves(outputs), strict=True
+    ):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert before.is_equivalent_to(after, leaf.ndim), name
+        if before.is_fully_replicated and leaf.size >= MIN_SHARDED_SIZE * (leaf.shape[0] if leaf.ndim > 2 else 1):
+            whole.append(name)
+    assert not whole
+
+
+def test_compiled_step_holds_no_activation_of_all_clips(cube: tuple[Any, jax.stages.Compiled]) -> None:
+    program = cube[1].as_text()
+    arrays = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", program)}
+    of_graph_tokens = {dims[0] for dims in arrays if dims[1:] == (36, 32)}  # M tokens of width D
+    assert max(of_graph_tokens) == 6  # a device's two clips, three times each; all together are 24
+    of_frames = {dims[0] for dims in arrays if dims[1:] in ((4, 17, 32), (4, 16, 32))}
+    assert max(of_frames) == 2
 
 
 def test_graph_attention_knows_the_mesh() -> None:

@@ -1,0 +1,80 @@
+"""Meshes chosen by `auto`, and fsdp axes that no parameter could be split by."""
+
+import dataclasses
+import logging
+import types
+from typing import Any
+
+import pytest
+
+from stgt_jax.config import GraphConfig, MeshConfig, ModelConfig, TrainConfig, VisionConfig, vit_g
+from stgt_jax.errors import STGTError
+from stgt_jax.models.stgt import STGT
+from stgt_jax.sharding import bytes_held, make_mesh
+from stgt_jax.train.mesh import STATE_SHARE, choose_mesh
+from stgt_jax.train.state import state_shapes
+
+GB = 1e9
+AUTO = MeshConfig(fsdp="auto", sequence="auto")
+PAPER = STGT(vit_g())
+
+
+def devices(count: int, per_process: int = 4) -> list[Any]:
+    return [types.SimpleNamespace(process_index=i // per_process, platform="tpu") for i in range(count)]
+
+
+def choose(count: int, batch: int, memory: float, mesh: MeshConfig = AUTO, model: STGT = PAPER) -> MeshConfig:
+    config = TrainConfig(batch_size=batch, mesh=mesh)
+    return choose_mesh(model, config, devices(count), memory)
+
+
+def test_parameters_are_copied_where_memory_allows() -> None:
+    assert choose(256, 2048, 16 * GB) == MeshConfig(data=256)
+    assert choose(1, 8, 80 * GB) == MeshConfig(data=1)
+
+
+@pytest.mark.parametrize("memory", [8 * GB, 4 * GB, 2 * GB])
+def test_parameters_are_split_over_the_fewest_devices_that_hold_them(memory: float) -> None:
+    chosen = choose(64, 512, memory)
+    shapes = state_shapes(PAPER, TrainConfig())
+
+    def needed(fsdp: int) -> int:
+        return bytes_held(shapes, {"fsdp": fsdp}) + bytes_held(shapes.params, {"fsdp": fsdp})
+
+    assert chosen.data * chosen.fsdp == 64 and chosen.fsdp > 1
+    assert needed(chosen.fsdp) <= STATE_SHARE * memory < needed(chosen.fsdp // 2)
+
+
+def test_frames_are_split_where_there_are_more_devices_than_clips() -> None:
+    assert choose(64, 32, 16 * GB) == MeshConfig(data=32, sequence=2)
+    assert choose(64, 32, 16 * GB, MeshConfig(sequence="auto", tensor=2)) == MeshConfig(data=32, tensor=2)
+
+
+def test_what_is_asked_for_stays() -> None:
+    assert choose(64, 512, 2 * GB, MeshConfig(data=8, fsdp="auto")) == MeshConfig(data=8, fsdp=8)
+    assert choose(64, 512, 2 * GB, MeshConfig(tensor=4)) == MeshConfig(tensor=4)
+
+
+def test_fsdp_that_divides_no_dimension_is_cut_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert choose(256, 2048, 16 * GB, MeshConfig(fsdp=256)) == MeshConfig(fsdp=128)  # and data=2, all that is left
+    assert choose(512, 2048, 16 * GB, MeshConfig(data=2, fsdp=256)) == MeshConfig(data=4, fsdp=128)
+    assert "fsdp=256 divides no dimension of" in caplog.text and "1408, 1408)" in caplog.text
+    assert "fsdp=128 devices and held 2 times" in caplog.text
+
+
+def test_mesh_that_cannot_be_is_explained_by_its_axes() -> None:
+    chosen = choose(6, 32, 16 * GB)  # 32 clips do not divide by 6 or 3 devices, nor 8 frames by 3
+    with pytest.raises(STGTError, match="but there are 6") as error:
+        make_mesh(dataclasses.replace(chosen, data=4), devices(6))
+    assert "\n" not in str(error.value)
+    with pytest.raises(STGTError, match="an axis is auto"):
+        make_mesh(AUTO, devices(6))
+
+
+def test_parameters_no_axis_divides_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    odd = ModelConfig(vision=VisionConfig(width=44, num_heads=4, mlp_dim=44), graph=GraphConfig(num_heads=4))
+    choose(8, 32, 16 * GB, MeshConfig(tensor=8, fsdp=1), STGT(odd))
+    assert choose(24, 48, 16 * GB, MeshConfig(fsdp=3), STGT(odd)) == MeshConfig(fsdp=1)
+    assert "fsdp=3 divides no dimension of" in caplog.text
