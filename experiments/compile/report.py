@@ -1,6 +1,6 @@
 """The figures of `stgt compile` as tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.bench.table import format_table
@@ -16,7 +16,7 @@ def format_figures(figures: Figures) -> str:
     flops, roofline = figures["flops"], figures["roofline"]
     sections = [
         _header(figures),
-        _memory(figures["memory"]),
+        _memory(figures["memory"]) + _held_whole(figures["held_whole"]),
         f"GFLOP a device and step: {flops['program'] / 1e9:,.1f} in the program, {flops['model'] / 1e9:,.1f} the"
         f" model's own; ratio {flops['ratio']:.2f}{_unknown_loops(flops)}",
         _collectives(figures),
@@ -54,6 +54,16 @@ def _memory(memory: Figures) -> str:
     rows = [{"memory": text, "GiB": f"{memory[name] / GIB:,.2f}"} for name, text in names.items()]
     verdict = "fits" if memory["fits"] else f"does not fit: {ADVICE}"
     return f"{format_table(rows, left=('memory',))}\n{verdict}"
+
+
+def _held_whole(arrays: Sequence[Figures]) -> str:
+    if not arrays:
+        return ""
+    total, largest = sum(one["bytes"] for one in arrays), arrays[0]
+    return (
+        f"\nof the state every device holds {total / 1e6:,.1f} MB whole, small arrays: the largest is"
+        f" {largest['name']}, {largest['bytes'] / 1e6:,.2f} MB"
+    )
 
 
 def _unknown_loops(flops: Figures) -> str:

@@ -4,7 +4,9 @@ Nothing runs and no weight is made: the state and the batch are shapes. Figures 
 (on tpu7x one of a chip's two cores).
 """
 
+import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -51,8 +53,8 @@ def compile_recipe(
       hbm_limit: bytes of memory a device has; by default the chip's.
 
     Returns:
-      For JSON: "topology", "mesh", "compile_seconds", "parameters", "memory", "flops", "collectives", "largest" (of
-      collectives and arrays) and "roofline".
+      For JSON: "topology", "mesh", "compile_seconds", "parameters", "held_whole" (arrays of the state), "memory",
+      "flops", "collectives", "largest" (of collectives and arrays) and "roofline".
 
     Raises:
       STGTError: an unknown slice, a mesh or batch that does not fit it, or a step that needs more memory than the
@@ -68,9 +70,9 @@ def compile_recipe(
     start = time.perf_counter()
     lowered = train_step.lower(state, _abstract_batch(recipe, mesh, text_length))
     lower_seconds = time.perf_counter() - start
-    compiled = _compile(lowered)
+    compiled, text = _compile(lowered)
     seconds = time.perf_counter() - start
-    module = parse_hlo(compiled.as_text() or "")
+    module = parse_hlo(text)
     collectives = find_collectives(module, slices_of(mesh))
     flops = {"program": program_flops(module), "model": sum(step_flops(recipe, text_length).values()) / mesh.size}
     return {
@@ -86,6 +88,7 @@ def compile_recipe(
         "lower_seconds": lower_seconds,
         "compile_seconds": seconds - lower_seconds,
         "parameters": {"trainable": _count(state.params), "frozen": _count(state.frozen)},
+        "held_whole": _held_whole(state, compiled, mesh),
         "memory": _memory(compiled, topology.device.hbm_bytes if hbm_limit is None else hbm_limit),
         "flops": flops | {"ratio": flops["program"] / flops["model"], "loops_of_unknown_length": module.unknown_loops},
         "collectives": _totals(collectives),
@@ -109,11 +112,19 @@ def _abstract_batch(recipe: Recipe, mesh: Mesh, text_length: int) -> dict[str, j
     return {name: jax.ShapeDtypeStruct(*shape, sharding=layout[name]) for name, shape in shapes.items()}
 
 
-def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    try:
-        return lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        raise STGTError(refusal(str(error))) from error
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """The program, and its text."""
+    with tempfile.TemporaryDirectory() as folder:
+        dump: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options=dump)
+        except jax.errors.JaxRuntimeError as error:
+            raise STGTError(refusal(str(error))) from error
+        try:
+            return compiled, compiled.as_text() or ""
+        except jax.errors.JaxRuntimeError:  # libtpu's programs for tpu7x have forms that jaxlib 0.10 cannot read
+            (file,) = pathlib.Path(folder).glob("*.after_optimizations.txt")
+            return compiled, file.read_text()
 
 
 def refusal(message: str) -> str:
@@ -135,6 +146,21 @@ def _short(source: str, length: int = 80) -> str:
 
 def _count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _held_whole(state: Any, compiled: jax.stages.Compiled, mesh: Mesh) -> list[Figures]:
+    """The arrays of the state that no axis splits, the largest first; on a mesh that is to split none, none."""
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return []
+    ((shardings, _), _) = compiled.input_shardings
+    found = [
+        {"name": jax.tree_util.keystr(path, simple=True, separator="/"), "bytes": leaf.size * leaf.dtype.itemsize}
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(shardings), strict=True
+        )
+        if sharding.is_fully_replicated
+    ]
+    return sorted(found, key=lambda one: -one["bytes"])
 
 
 def _memory(compiled: jax.stages.Compiled, limit: float) -> Figures:

@@ -287,6 +287,8 @@ def test_recipe_is_compiled_for_a_slice(tmp_path, capsys):
     assert figures["memory"]["limit"] == 16 * GIB and figures["memory"]["fits"] and "\nfits\n" in text
     assert figures["parameters"]["trainable"] > 1000
     assert figures["parameters"]["frozen"] == (1 + 4) * 16  # the graph's table of positions
+    assert figures["held_whole"] and max(one["bytes"] for one in figures["held_whole"]) <= 4 * 1024
+    assert "MB whole, small arrays: the largest is" in text
     assert 0.5 < figures["flops"]["ratio"] < 10 and figures["flops"]["loops_of_unknown_length"] == 0
     assert {one["link"] for one in figures["collectives"]} == {ICI}
     assert "all-reduce" in {one["kind"] for one in figures["collectives"]}
