@@ -1,7 +1,8 @@
-"""What a run tells of its time: step and input wait, goodput over several starts."""
+"""What a run tells of its time: step and input wait, goodput over several starts, and traces of the steps asked for."""
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from etils import epath
 from small import Batches, small_model, small_training
 
+from stgt_jax.errors import STGTError
 from stgt_jax.train.log import RunLog
 from stgt_jax.train.loop import train
 from stgt_jax.train.performance import StepTimer, Window, step_figures
@@ -141,17 +143,28 @@ def run(workdir: Path, batches: Batches, **options: Any) -> None:
 
 @pytest.fixture(scope="module")
 def crashed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on slow data that dies in step 7."""
+    """A run on slow data, traced from step 6 on, that dies in the last step of its trace."""
     workdir = tmp_path_factory.mktemp("crashed")
     with pytest.raises(KeyboardInterrupt):
-        run(workdir, SlowBatches(dies_at=7))
+        run(workdir, SlowBatches(dies_at=7), profile_steps=(6, 7))
     return workdir
+
+
+def traced(workdir: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Name and figures of every event of the one trace there."""
+    (file,) = (workdir / "tensorboard" / "plugins" / "profile").glob("*/*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(file)).planes
+    return [(event.name, dict(event.stats)) for plane in planes for line in plane.lines for event in line.events]
+
+
+def traced_steps(workdir: Path) -> list[int]:
+    return sorted(figures["step_num"] for name, figures in traced(workdir) if name == "train")
 
 
 def test_figures_are_in_the_file_and_in_tensorboard_but_not_among_the_metrics(crashed_run: Path) -> None:
     lines = performance(crashed_run)
     names = {"step_seconds", "input_wait_share", "videos_per_second", "goodput"}
-    assert [line["step"] for line in lines if names <= line.keys()] == [2, 4]
+    assert [line["step"] for line in lines if names <= line.keys()] == [2, 4, 5]  # 5: the trace begins after it
     assert not any("device_memory_gb" in line for line in lines)  # a CPU does not tell
     board = b"".join(file.read_bytes() for file in (crashed_run / "tensorboard").glob("events*"))
     assert all(f"performance/{name}".encode() in board for name in names)
@@ -163,3 +176,32 @@ def test_slow_data_shows_as_input_wait(crashed_run: Path) -> None:
     line = performance(crashed_run)[2]  # steps 3 and 4
     assert line["step_seconds"] > 0.1 and 0.3 < line["input_wait_share"] < 1
     assert line["videos_per_second"] == pytest.approx(CONFIG.batch_size / line["step_seconds"])
+
+
+def test_trace_holds_the_steps_asked_for_even_if_the_run_dies_in_it(crashed_run: Path) -> None:
+    assert traced_steps(crashed_run) == [6, 7]
+
+
+def test_run_that_goes_on_after_the_steps_to_trace_says_so_and_traces_nothing(
+    crashed_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(crashed_run, Batches(), resume=True, profile_steps=(2, 3))
+    assert "--profile-steps 2:3: no trace, as the run goes on after step 4" in capsys.readouterr().err
+    assert traced_steps(crashed_run) == [6, 7]
+    assert [line["step"] for line in performance(crashed_run)] == [0, 2, 4, 4, 6, 8, 9]
+
+
+def test_trace_has_all_of_its_steps_and_nothing_of_those_beside_them(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Batches(dies_at=5), profile_steps=(2, 3))
+    assert traced_steps(tmp_path) == [2, 3]
+    figures = [figures for _, figures in traced(tmp_path) if figures.get("hlo_module") == "jit_train_step"]
+    counts = Counter(figure["hlo_op"] for figure in figures).values()
+    assert min(counts) == 2 and all(count % 2 == 0 for count in counts)  # what is in a loop counts more often
+
+
+@pytest.mark.parametrize("steps", [(0, 3), (3, 2), (8, 10), (10, 12)])
+def test_steps_that_the_run_does_not_have_cannot_be_traced(tmp_path: Path, steps: tuple[int, int]) -> None:
+    with pytest.raises(STGTError, match=rf"--profile-steps {steps[0]}:{steps[1]} is not within .* 1:9; give"):
+        run(tmp_path / "run", Batches(), profile_steps=steps)
+    assert not (tmp_path / "run").exists()
