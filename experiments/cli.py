@@ -164,6 +164,19 @@ def _add_pretrain(commands: Any) -> None:
     command.add_argument("recipe", metavar="RECIPE", help=", ".join(RECIPES))
     command.add_argument("--workdir", metavar="DIR", required=True, help="gets checkpoints and TensorBoard logs")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --workdir")
+    command.add_argument(
+        "--profile-steps",
+        metavar="FIRST:LAST",
+        type=_step_range,
+        help="trace these steps, as 10:15, for TensorBoard's profiler or XProf; the first after a start compiles",
+    )
+
+
+def _step_range(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"'{text}' is not the first and the last of some steps, such as 10:15")
+    return int(found[1]), int(found[2])
 
 
 def _add_eval_retrieval(commands: Any) -> None:
@@ -259,7 +272,9 @@ def _data_build(arguments: argparse.Namespace) -> Figures:
 
 def _pretrain(arguments: argparse.Namespace) -> Figures:
     recipe = apply_options(
-        get_recipe(arguments.recipe), arguments.recipe_options, also_known=("workdir", "resume", "json", "help")
+        get_recipe(arguments.recipe),
+        arguments.recipe_options,
+        also_known=("workdir", "resume", "profile-steps", "json", "help"),
     )
     if arguments.recipe.endswith("_stage2") and not recipe.train.initial_weights:
         raise STGTError(
@@ -267,7 +282,7 @@ def _pretrain(arguments: argparse.Namespace) -> Figures:
         )
     from experiments.pretrain import pretrain
 
-    figures = pretrain(recipe, arguments.workdir, resume=arguments.resume)
+    figures = pretrain(recipe, arguments.workdir, resume=arguments.resume, profile_steps=arguments.profile_steps)
     print("\n".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return figures
 

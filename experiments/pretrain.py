@@ -23,13 +23,16 @@ VALIDATION_SPLITS = ("validation", "val", "test")  # the first that the shard se
 VALIDATION_BATCH = 32
 
 
-def pretrain(recipe: Recipe, workdir: str | Path, *, resume: bool = False) -> dict[str, float]:
+def pretrain(
+    recipe: Recipe, workdir: str | Path, *, resume: bool = False, profile_steps: tuple[int, int] | None = None
+) -> dict[str, float]:
     """Trains the stage that `recipe` describes.
 
     Args:
       recipe: with data.shards set.
       workdir: gets checkpoints, logs and metrics.
       resume: go on from the newest checkpoint in `workdir`.
+      profile_steps: first and last step of which a trace goes to WORKDIR/tensorboard.
 
     Returns:
       The last step's losses and, named "validation/...", the last validation's scores.
@@ -46,7 +49,15 @@ def pretrain(recipe: Recipe, workdir: str | Path, *, resume: bool = False) -> di
     place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     with train_loader(recipe.data, TRAIN_SPLIT, per_process, recipe.train.seed, **place) as loader:
         evaluate = _validation(recipe)
-        return train(recipe.model, recipe.train, loader, workdir, resume=resume, evaluate=evaluate)
+        return train(
+            recipe.model,
+            recipe.train,
+            loader,
+            workdir,
+            resume=resume,
+            evaluate=evaluate,
+            profile_steps=profile_steps,
+        )
 
 
 def pretrain_step(steps: Steps, name: str, recipe: Recipe, workdir: Path) -> dict[str, float]:

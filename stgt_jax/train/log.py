@@ -1,9 +1,16 @@
-"""What a run tells of itself: a progress bar, TensorBoard, and every step's metrics in WORKDIR/metrics.jsonl."""
+"""What a run tells of itself: a progress bar, TensorBoard, and two files of JSON lines.
 
+    WORKDIR/metrics.jsonl       every step's metrics, and those of validations: the same however often a run is cut off
+           /performance.jsonl   what a step takes, and goodput: at every start, every `log_every` steps, every pause
+
+Lines of steps after the checkpoint that a run goes on from go from both.
+"""
+
+import contextlib
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import IO
 
 import jax
 import tensorboardX
@@ -11,6 +18,7 @@ from etils import epath
 from tqdm import tqdm
 
 from stgt_jax.config import TrainConfig
+from stgt_jax.train.performance import Goodput, StepTimer, step_figures
 
 _IN_BAR = {"loss": "loss", "accuracy_v2t": "v2t", "accuracy_t2v": "t2v", "accuracy_vtm": "vtm", "learning_rate": "lr"}
 
@@ -21,20 +29,27 @@ class RunLog:
     `final` holds the newest value of every metric, those of a validation as "validation/...".
     """
 
-    def __init__(self, workdir: epath.Path, start: int, config: TrainConfig) -> None:
-        """Continues the logs after step `start`; lines of later steps, of a run cut off after a checkpoint, go."""
+    def __init__(
+        self, workdir: epath.Path, start: int, config: TrainConfig, timer: StepTimer, *, resume: bool = False
+    ) -> None:
+        """Continues the logs after step `start`; `timer` is that of this start of the run.
+
+        Without `resume` the run is a new one, though an earlier one, without a checkpoint, may have left its logs.
+        """
         self.final: dict[str, float] = {}
-        self._config = config
-        self._clock: tuple[int, float] | None = None  # (step, time) from which the speed is counted
+        self._config, self._timer = config, timer
+        self._in_bar: dict[str, str] = {}
         self._writes = jax.process_index() == 0
-        kept = _lines_until(workdir / "metrics.jsonl", start)
+        metrics, performance = workdir / "metrics.jsonl", workdir / "performance.jsonl"
+        kept, account = _lines_until(metrics, start), _lines_until(performance, start) if resume else []
         for line in kept:
             self.final |= {name: value for name, value in line.items() if name != "step"}
+        self._goodput = Goodput(account, timer)
         self._bar = tqdm(total=config.num_steps, initial=start, unit="step", disable=not self._writes)
         if self._writes:
-            (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-            self._file = (workdir / "metrics.jsonl").open("a")
+            self._metrics, self._performance = _continue(metrics, kept), _continue(performance, account)
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            _append(self._performance, start, self._goodput.line())
 
     def __enter__(self) -> "RunLog":
         return self
@@ -42,35 +57,58 @@ class RunLog:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
         if self._writes:
-            self._file.close()
+            self._metrics.close()
+            self._performance.close()
             self._board.close()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs a training step; TensorBoard and the bar's figures follow every `log_every` steps."""
+        """Logs a training step; TensorBoard, the bar's figures and the performance follow every `log_every` steps."""
         self._write(step, values)
         self._bar.update()
-        now = time.perf_counter()
-        if self._clock is None:  # after the first step, which has the compilation in it
-            self._clock = step, now
-        elif step % self._config.log_every == 0 or step == self._config.num_steps:
-            speed = (step - self._clock[0]) * self._config.batch_size / (now - self._clock[1])
-            self._clock = step, now
+        self._timer.finished()
+        if step % self._config.log_every == 0 or step == self._config.num_steps:
+            self._log_performance(step)
             figures = {short: f"{values[name]:.3g}" for name, short in _IN_BAR.items() if name in values}
-            self._bar.set_postfix(figures | {"videos/s": f"{speed:.1f}"})
-            self._plot(step, {**values, "videos_per_second": speed})
+            self._bar.set_postfix(figures | self._in_bar)
+            self._plot(step, values)
+
+    @contextlib.contextmanager
+    def pause(self, step: int) -> Iterator[None]:
+        """Around what the loop does between `step`, which is logged, and the next, and what is no training.
+
+        Before it the performance is logged: a run that goes on from a checkpoint of `step` finds its account.
+        """
+        self._log_performance(step)
+        with self._timer.pause():
+            yield
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs a validation of the weights after `step`; its time does not count as training."""
+        """Logs a validation of the weights after `step`."""
         values = {f"validation/{name}": float(value) for name, value in values.items()}
         self._write(step, values)
         self._plot(step, values)
-        self._clock = step, time.perf_counter()
+
+    def _log_performance(self, step: int) -> None:
+        """Logs what the steps since the last call took, if there are any."""
+        window = self._timer.take_window()
+        if not window.steps:
+            return
+        self._goodput.add(window)
+        figures, account = step_figures(window, self._config.batch_size), self._goodput.line()
+        self._in_bar = {
+            "videos/s": f"{figures['videos_per_second']:.1f}",
+            "s/step": f"{figures['step_seconds']:.3g}",
+            "input wait": f"{figures['input_wait_share']:.0%}",
+        }
+        if self._writes:
+            _append(self._performance, step, account | figures)
+        shown = figures | {"goodput": account["goodput"]}
+        self._plot(step, {f"performance/{name}": value for name, value in shown.items()})
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         self.final |= values
         if self._writes:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            _append(self._metrics, step, values)
 
     def _plot(self, step: int, values: Mapping[str, float]) -> None:
         if self._writes:
@@ -78,8 +116,19 @@ class RunLog:
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
 
+def _continue(file: epath.Path, lines: Sequence[Mapping[str, float]]) -> IO[str]:
+    """Opens a file that holds these lines and no others, to append to it."""
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file.open("a")
+
+
+def _append(file: IO[str], step: int, values: Mapping[str, float]) -> None:
+    file.write(json.dumps({"step": step, **values}) + "\n")
+    file.flush()
+
+
 def _lines_until(file: epath.Path, step: int) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl up to `step`; a last line cut off in the middle is left out."""
+    """The lines of such a file up to `step`; a last line cut off in the middle is left out."""
     lines = []
     for text in file.read_text().splitlines() if file.exists() else []:
         try:

@@ -1,7 +1,8 @@
 """The training loop: one stage, from random or given weights to its last checkpoint.
 
-It waits for the device only to validate or save: the metrics of a step are fetched while the next one runs. Steps count
-from 1, so that step n, line n of metrics.jsonl and checkpoint n all speak of the n-th update.
+It waits for the device only to validate, to save, and where a trace begins and ends: the metrics of a step are fetched
+while the next one runs. Steps count from 1, so that step n, line n of metrics.jsonl and checkpoint n all speak of the
+n-th update.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ from stgt_jax.sharding import shard_batch
 from stgt_jax.train.checkpoint import Checkpoints, PathLike, load_params, save_config
 from stgt_jax.train.log import RunLog
 from stgt_jax.train.mesh import mesh_for
+from stgt_jax.train.performance import StepTimer
+from stgt_jax.train.profile import StepTrace
 from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
 from stgt_jax.train.step import Metrics, make_train_step
 
@@ -50,6 +53,7 @@ def train(
     evaluate: Evaluate | None = None,
     initial_params: Any = None,
     devices: Sequence[jax.Device] | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, float]:
     """Trains one stage.
 
@@ -58,20 +62,26 @@ def train(
       config: of the training.
       train_iterator: gives this process' part of each batch: video [B, T, H, W, 3] uint8, input_ids [B, S] int32,
         attention_mask [B, S] int32. Its state (bytes or JSON) is saved with every checkpoint.
-      workdir: where checkpoints, metrics.jsonl, TensorBoard logs and config.json go.
+      workdir: where checkpoints, metrics.jsonl, performance.jsonl, TensorBoard logs and config.json go.
       resume: go on from the newest checkpoint in `workdir`; the steps that follow are those of an uninterrupted run.
       evaluate: validation, from the whole parameter tree to metrics; the best checkpoint is that of the highest t2v_r1.
       initial_params: parameter tree to start from, instead of `config.initial_weights` or random parameters.
       devices: to train on; by default all.
+      profile_steps: first and last step of which a trace goes to TensorBoard's folder.
 
     Returns:
       The metrics of the last step and, named "validation/...", of the last validation. Raises STGTError for a workdir
-      in use, weights that do not fit the model, data that ends, and a loss that is not finite.
+      in use, weights that do not fit the model, data that ends, a loss that is not finite, and steps to trace that the
+      run does not have.
     """
+    trace = StepTrace(workdir, profile_steps, config.num_steps)
     model, workdir = STGT(model_config), epath.Path(workdir)
     mesh = mesh_for(model, config, devices)
     train_step = make_train_step(model, config, mesh)
-    with contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best)) as checkpoints:
+    with (
+        StepTimer() as timer,
+        contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best)) as checkpoints,
+    ):
         _check_workdir(workdir, checkpoints.latest_step, resume)
         state, loader_state = _first_state(model, config, mesh, checkpoints, initial_params)
         if loader_state is not None:
@@ -79,20 +89,28 @@ def train(
         if jax.process_index() == 0:
             save_config(workdir, model=model_config, train=config)
         start = int(state.step)
-        with RunLog(workdir, start, config) as log:
+        trace.warn_if_past(start)
+        with RunLog(workdir, start, config, timer, resume=resume) as log, trace:
             running = None  # the step on the device, and its metrics to come
             for step in range(start + 1, config.num_steps + 1):
-                batch = shard_batch(_next_batch(train_iterator, step), mesh)
-                state, metrics = train_step(state, batch)
+                with trace.step(step):
+                    with timer.waiting_for_input():
+                        batch = shard_batch(_next_batch(train_iterator, step), mesh)
+                    state, metrics = train_step(state, batch)
+                    timer.dispatched(metrics)
                 if running:
                     _settle(*running, log, checkpoints)
                 running = step, metrics
                 validates = evaluate is not None and _is_due(step, config.eval_every, config)
-                if validates or _is_due(step, config.checkpoint_every, config):
+                saves = validates or _is_due(step, config.checkpoint_every, config)
+                if saves or trace.waits_after(step):
                     _settle(*running, log, checkpoints)
                     running = None
-                    validation = _validate(evaluate, state, step, log) if evaluate and validates else {}
-                    _save(step, state, train_iterator.get_state(), validation, checkpoints)
+                    with log.pause(step):
+                        trace.finished(step)
+                        if saves:
+                            validation = _validate(evaluate, state, step, log) if evaluate and validates else {}
+                            _save(step, state, train_iterator.get_state(), validation, checkpoints)
             return log.final
 
 

@@ -51,6 +51,11 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         ([*PRETRAIN, "--vision.image_size=128"], "model.vision.image_size=128 differs from data.image_size=64"),
         (PRETRAIN, "data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR"),
         ([*PRETRAIN, "--data.shards", "no/such"], "no shard set in 'no/such': build one with `stgt data build`"),
+        ([*PRETRAIN, "--profile-steps", "10"], "argument --profile-steps: '10' is not the first and the last of some"),
+        ([*PRETRAIN, "--profile-steps", "15:10"], "argument --profile-steps: '15:10' is not"),
+        ([*PRETRAIN, "--profile-steps", "0:3"], "argument --profile-steps: '0:3' is not"),
+        ([*PRETRAIN, "--profile-steps=a:b"], "argument --profile-steps: 'a:b' is not"),
+        ([*PRETRAIN, "--profile_steps=1:2"], "unknown option --profile_steps; did you mean '--profile-steps'?"),
         (["pretrain", "paper_stage2", "--workdir", "x"], "--train.initial_weights DIR"),
         (["pretrain", "paper_stage1"], "the following arguments are required: --workdir; see `stgt pretrain --help`"),
         (["pretrian"], "argument COMMAND: invalid choice: 'pretrian'"),
@@ -124,7 +129,9 @@ def test_data_commands_make_shards_and_report_their_counts(tmp_path, capsys):
 def test_pretrain_then_eval(shards, tmp_path, capsys, error_of):
     run, scores = tmp_path / "run", tmp_path / "scores.json"
     train = ["pretrain", "moving_shapes_stage1", "--workdir", str(run), "--data.shards", str(shards), *SMALL]
-    assert main([*train, "--json", str(tmp_path / "losses.json")]) == 0
+    assert "--profile-steps 2:3 is not within this run's steps, 1:2" in error_of(*train, "--profile-steps", "2:3")
+    assert main([*train, "--json", str(tmp_path / "losses.json"), "--profile-steps", "2:2"]) == 0
+    assert list(run.glob("tensorboard/plugins/profile/*/*.xplane.pb"))
     figures = json.loads((tmp_path / "losses.json").read_text())
     assert {"loss", "loss_contrastive", "loss_vtm", "loss_vtg", "validation/t2v_r1"} <= set(figures)
 
