@@ -223,6 +223,9 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
+        for axis, size in sizes.items():
+            if isinstance(size, str):
+                _check_choice(f"mesh.{axis}", size, ("auto",))
         numbers = [n for n in sizes.values() if n != "auto"]
         _check(all(n == -1 or n > 0 for n in numbers), f"mesh={sizes}: every axis must be positive or -1")
         _check(numbers.count(-1) <= 1, f"mesh={sizes}: only one axis can be -1 (all devices left)")
@@ -230,9 +233,6 @@ class MeshConfig:
             len(numbers) == len(sizes) or -1 not in (self.fsdp, self.sequence, self.tensor),
             f"mesh={sizes}: where an axis is auto only data can be -1 (all devices left)",
         )
-        for axis in ("fsdp", "sequence"):
-            if isinstance(sizes[axis], str):
-                _check_choice(f"mesh.{axis}", sizes[axis], ("auto",))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ MISTAKES = [
     (lambda: OptimizerConfig(peak_learning_rate=0.0), "optimizer.peak_learning_rate=0.0 must be greater than 0"),
     (lambda: MeshConfig(data=0), "every axis must be positive or -1"),
     (lambda: MeshConfig(data=-1, fsdp=-1), "only one axis can be -1"),
+    (lambda: MeshConfig(fsdp="atuo"), "mesh.fsdp='atuo' is not a choice; did you mean 'auto'?"),
+    (lambda: MeshConfig(data=2, fsdp=-1, sequence="auto"), "where an axis is auto only data can be -1"),
     (lambda: TrainConfig(batch_size=100, accumulation_steps=3), "does not divide train.batch_size=100"),
     (lambda: TrainConfig(batch_size=2, accumulation_steps=2), "need at least 2"),
     (lambda: TrainConfig(num_steps=5000), "optimizer.warmup_steps=5000 must be less than train.num_steps=5000"),

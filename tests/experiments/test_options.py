@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,7 @@ class Outer:
     warmup_steps: int = 5
     freeze: bool = False
     limit: int | None = None
+    parts: int | Literal["auto"] = 1
     folder: str = ""
 
     def __post_init__(self) -> None:
@@ -44,6 +46,13 @@ def error_of(*arguments: str) -> str:
 def test_full_names_reach_nested_fields_with_both_spellings():
     changed = apply_options(Outer(), ["--left.size", "7", "--right.rate=0.25", "--freeze", "true", "--folder=a=b"])
     assert changed == Outer(left=Inner(size=7), right=Inner(rate=0.25), freeze=True, folder="a=b")
+
+
+def test_number_or_word():
+    assert (
+        apply_options(Outer(), ["--parts=auto"]).parts == "auto" and apply_options(Outer(), ["--parts=-1"]).parts == -1
+    )
+    assert error_of("--parts=atuo") == "--parts=atuo is neither a number nor auto; did you mean 'auto'?"
 
 
 def test_ending_of_a_name_suffices_where_unique():
