@@ -1,4 +1,4 @@
-"""The launch scripts: what they would run where none of the tools is there, and what they run with stand-ins for them."""
+"""The launch scripts: what they would run where none of the tools is there, and what with stand-ins of them."""
 
 import json
 import os
