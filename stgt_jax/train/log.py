@@ -1,6 +1,8 @@
 """What a run tells of itself: a progress bar, TensorBoard, and every step's metrics in WORKDIR/metrics.jsonl."""
 
+import io
 import json
+import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -32,8 +34,7 @@ class RunLog:
             self.final |= {name: value for name, value in line.items() if name != "step"}
         self._bar = tqdm(total=config.num_steps, initial=start, unit="step", disable=not self._writes)
         if self._writes:
-            (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-            self._file = (workdir / "metrics.jsonl").open("a")
+            self._file = _MetricsFile(workdir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def __enter__(self) -> "RunLog":
@@ -66,16 +67,47 @@ class RunLog:
         self._plot(step, values)
         self._clock = step, time.perf_counter()
 
+    def flush(self) -> None:
+        """Makes metrics.jsonl whole up to here, wherever it lies."""
+        if self._writes:
+            self._file.flush()
+
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         self.final |= values
         if self._writes:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
 
     def _plot(self, step: int, values: Mapping[str, float]) -> None:
         if self._writes:
             for name, value in values.items():
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+
+
+class _MetricsFile:
+    """A text file that grows. A bucket's objects cannot be appended to: there `flush` writes the whole file anew.
+
+    It is called before each checkpoint: lines after the last one are not kept by a resumed run either.
+    """
+
+    def __init__(self, path: epath.Path, text: str) -> None:
+        path.write_text(text)
+        self._path, self._in_bucket = path, "://" in os.fspath(path)
+        self._file = io.StringIO() if self._in_bucket else path.open("a")
+        if self._in_bucket:
+            self._file.write(text)
+
+    def write(self, line: str) -> None:
+        self._file.write(line)
+        if not self._in_bucket:
+            self._file.flush()
+
+    def flush(self) -> None:
+        if self._in_bucket:
+            self._path.write_text(self._file.getvalue())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
 
 
 def _lines_until(file: epath.Path, step: int) -> list[dict[str, float]]:

@@ -90,6 +90,7 @@ def train(
                     _settle(*running, log, checkpoints)
                     running = None
                     validation = _validate(evaluate, state, step, log) if evaluate and validates else {}
+                    log.flush()
                     _save(step, state, train_iterator.get_state(), validation, checkpoints)
             return log.final
 
