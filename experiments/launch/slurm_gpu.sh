@@ -28,7 +28,7 @@ if [[ ${1:-} == --dry-run ]]; then
   shift
 fi
 [[ $# -gt 0 && $1 != -* ]] || fail "name a recipe: sbatch slurm_gpu.sh [--dry-run] RECIPE --workdir RUN [OPTION ...]"
-# srun does not take over sbatch's --cpus-per-task. A start after a cut-off goes on; without a checkpoint it starts anew.
+# srun does not take over sbatch's --cpus-per-task. --resume starts anew where there is no checkpoint yet.
 train=(srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" --kill-on-bad-exit=1 .venv/bin/stgt pretrain "$@" --resume)
 if [[ $dry_run ]]; then
   line=$(printf '%q ' "${train[@]}")

@@ -31,7 +31,9 @@ wait_until_active() {
     state=$(resources describe --format='value(state.state)')
     case $state in
       ACTIVE) return ;;
-      FAILED | SUSPENDING | SUSPENDED) fail "$TPU_NAME is $state; start again after: $(dry_run=1 resources delete --force)" ;;
+      FAILED | SUSPENDING | SUSPENDED)
+        fail "$TPU_NAME is $state; start again after: $(dry_run=1 resources delete --force)"
+        ;;
     esac
     echo "$TPU_NAME is $state" >&2
     sleep 30
