@@ -27,6 +27,7 @@ from data_pipeline.captions import CaptionRow, read_captions
 from data_pipeline.decode import ClipError, decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, hash_file, list_splits, write_split
+from data_pipeline.storage import local_path
 from data_pipeline.tokenizer import encode, load_tokenizer, num_tokens, train_vocab, vocab_size
 
 REJECTED_NAME = "rejected.jsonl"
@@ -102,9 +103,10 @@ def build_shards(
       progress: show a progress bar.
 
     Raises:
-      DataError: bad caption file, vocabulary or option; a split that is there already; no usable clip.
+      DataError: bad caption file, vocabulary or option; a split that is there already; no usable clip; a path in a
+        bucket.
     """
-    start, captions, out = time.perf_counter(), Path(captions), Path(out)
+    start, captions, out = time.perf_counter(), local_path(captions), local_path(out)
     _check_options(split, num_kept_frames, resize, max_text_length, num_workers)
     rows = read_captions(captions)
     if (out / split).exists() and not overwrite:

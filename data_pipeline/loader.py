@@ -8,13 +8,13 @@ text length.
 
 import functools
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from etils import epath
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
@@ -167,7 +167,7 @@ def split_vocab_size(config: DataConfig) -> int:
     Raises:
       DataError: the shard set has no vocabulary.
     """
-    path = pathlib.Path(config.shards, VOCAB_NAME)
+    path = epath.Path(config.shards, VOCAB_NAME)
     if not path.is_file():
         raise DataError(f"data.shards='{config.shards}' has no {VOCAB_NAME}; build the shards with `stgt data build`")
     with path.open(encoding="utf-8") as words:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data_pipeline.errors import DataError
 from data_pipeline.shapes_render import render
 from data_pipeline.shapes_scenes import KIND_SHARES, Actor, Scene, sample_scenes
+from data_pipeline.storage import local_path
 
 __all__ = ["KIND_SHARES", "Actor", "Scene", "make_moving_shapes", "render", "sample_scenes", "write_mp4"]
 
@@ -59,7 +60,7 @@ def make_moving_shapes(
     if num_frames < _MIN_NUM_FRAMES:
         raise DataError(f"num_frames={num_frames} must be at least {_MIN_NUM_FRAMES}, for events to be seen")
     train, test = sample_scenes(seed, num_train, num_test, image_size=image_size, num_frames=num_frames)
-    out = Path(out)
+    out = local_path(out)
     with _mapper(len(train) + len(test)) as mapper:
         _write_split(train, out / "train", mapper, progress)
         _write_split(test, out / "test", mapper, progress)

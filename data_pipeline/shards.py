@@ -2,21 +2,25 @@
 
 A shard set is a folder with `vocab.txt` and one folder a split (`train/`, `test/`, ...). A split's folder holds the
 ArrayRecord files, TFDS's own metadata and `manifest.json`: the settings it was built with and every file's size, so
-that a missing or truncated file is found on opening, not in the middle of an epoch.
+that a missing or truncated file is found on opening, not in the middle of an epoch. It is written to a local folder and
+read from there or, copied as it is, from a bucket of Google Cloud Storage (gs://).
 """
 
 import dataclasses
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from data_pipeline.errors import DataError
+from data_pipeline.storage import in_bucket
 
 VOCAB_NAME = "vocab.txt"
 MANIFEST_NAME = "manifest.json"
@@ -37,7 +41,7 @@ class ShardSettings:
 
 def hash_file(path: str | Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
 
 
 def _features(settings: ShardSettings) -> tfds.features.FeaturesDict:
@@ -84,13 +88,21 @@ def write_split(folder: Path, split: str, examples: Iterable[dict[str, Any]], se
     return num_written
 
 
-def list_splits(shards: str | Path) -> list[str]:
+def list_splits(shards: str | os.PathLike[str]) -> list[str]:
     """Returns the splits that the shard set in folder `shards` has (none where there is no such folder)."""
-    return sorted(path.parent.name for path in Path(shards).glob(f"[!.]*/{MANIFEST_NAME}"))
+    folder = epath.Path(shards)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    # A hidden one is a build that is not done.
+    return sorted(name for name in names if not name.startswith(".") and (folder / name / MANIFEST_NAME).exists())
 
 
-def _check_split(shards: Path, split: str) -> dict[str, Any]:
+def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
     """Returns the split's manifest if all it speaks of is there, whole, and of the shard set's vocabulary."""
+    if in_bucket(shards) and not os.fspath(shards).startswith("gs://"):
+        raise DataError(
+            f"shard set '{shards}': ArrayRecord reads local folders and gs:// alone; mount that bucket as a folder, or"
+            " copy the shard set"
+        )
     known = list_splits(shards)
     if not known:
         raise DataError(f"no shard set in '{shards}': build one with `stgt data build`")
@@ -102,12 +114,14 @@ def _check_split(shards: Path, split: str) -> dict[str, Any]:
         settings, files = ShardSettings(**manifest["settings"]), manifest["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"shard set file '{folder / MANIFEST_NAME}' cannot be read: {rebuild}") from error
+    present = {path.name for path in folder.iterdir()}  # one listing: a look at each file in a bucket takes too long
     for name, size in files.items():
         path = folder / name
-        if not path.is_file():
+        if name not in present:
             raise DataError(f"missing shard file '{path}': {rebuild}")
-        if path.stat().st_size != size:
-            raise DataError(f"truncated shard file '{path}': {path.stat().st_size} bytes, not {size}; {rebuild}")
+        # A bucket's objects are whole or not there.
+        if not in_bucket(path) and (found := path.stat().length) != size:
+            raise DataError(f"truncated shard file '{path}': {found} bytes, not {size}; {rebuild}")
     if not (shards / VOCAB_NAME).is_file():
         raise DataError(f"missing vocabulary '{shards / VOCAB_NAME}': rebuild the shard set")
     if hash_file(shards / VOCAB_NAME) != settings.vocab_sha256:
@@ -122,8 +136,8 @@ class ShardSource:
     input_ids int32 [S], attention_mask int32 [S]. `source.settings` says what K, S and the short side are.
     """
 
-    def __init__(self, shards: str | Path, split: str):
-        self.shards, self.split = Path(shards), split
+    def __init__(self, shards: str | os.PathLike[str], split: str):
+        self.shards, self.split = epath.Path(shards), split
         manifest = _check_split(self.shards, split)
         self.settings = ShardSettings(**manifest["settings"])
         self._folder = self.shards / split
@@ -161,10 +175,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def open_shards(shards: str | Path, split: str) -> ShardSource:
+def open_shards(shards: str | os.PathLike[str], split: str) -> ShardSource:
     """Opens one split of a shard set.
 
     Raises:
-      DataError: no shard set there, no such split, a missing or truncated file, or another vocabulary.
+      DataError: no shard set there, no such split, a missing or truncated file, another vocabulary, or a place that
+        ArrayRecord cannot read.
     """
     return ShardSource(shards, split)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.storage import local_path
 from experiments.evaluate import retrieval
 from experiments.options import list_options
 from experiments.pretrain import pretrain_step, stage_recipe
@@ -37,7 +38,7 @@ def run_ablation(workdir: str | Path, shards: str | Path, *, options: Sequence[s
     Raises:
       STGTError, DataError: options or shards that can't work, or a folder that holds another ablation.
     """
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     trainings = _trainings(workdir, str(shards), options)
     settings = {f"{name}.{option}": value for name, r in trainings.items() for option, value in list_options(r).items()}
     steps = Steps(workdir, settings)

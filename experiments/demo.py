@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.build import build_shards
 from data_pipeline.moving_shapes import make_moving_shapes
+from data_pipeline.storage import local_path
 from experiments.demo_report import REPORT_NAME, STAGES, measure_and_draw
 from experiments.options import list_options
 from experiments.pretrain import pretrain_step, stage_recipe
@@ -38,7 +39,7 @@ def run_demo(
     Raises:
       STGTError, DataError: options that can't work, or a folder that holds another demo.
     """
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     stages = _stages(workdir, options)
     settings = {f"{stage}.{name}": value for stage in STAGES for name, value in list_options(stages[stage]).items()}
     steps = Steps(workdir, {"num_train": num_train, "num_test": num_test, **settings})

@@ -14,6 +14,7 @@ import numpy as np
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches, num_examples
+from data_pipeline.storage import local_path
 from experiments.evaluate import retrieval
 from experiments.pictures import Pictures, collect_pictures
 from experiments.report import ReportInputs, read_curve, write_report
@@ -39,7 +40,7 @@ def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
     Raises:
       STGTError: the folder is not that of such a demo.
     """
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     checkpoint, shards = workdir / STAGES[-1], workdir / "shards"
     for folder in (checkpoint, shards):
         if not folder.is_dir():

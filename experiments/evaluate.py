@@ -4,6 +4,7 @@ from pathlib import Path
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
+from experiments.storage import check_storage
 from stgt_jax.eval.retrieval import RetrievalResult, evaluate_retrieval
 from stgt_jax.models.stgt import STGT
 from stgt_jax.train.checkpoint import load_config, load_params
@@ -33,6 +34,7 @@ def retrieval(
     Raises:
       STGTError, DataError: no such checkpoint or shards.
     """
+    check_storage(checkpoint, shards)
     config = load_config(checkpoint)
     data = DataConfig(shards=str(shards), num_frames=config.graph.num_frames, image_size=config.vision.image_size)
     seed = FRAME_SHUFFLE_SEED if shuffle_frames else None

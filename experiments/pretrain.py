@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from data_pipeline.loader import eval_batches, split_vocab_size, train_loader
 from data_pipeline.shards import VOCAB_NAME, list_splits, open_shards
 from experiments.options import apply_options, list_options, replace_options
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
+from experiments.storage import check_storage
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
 from stgt_jax.models.stgt import STGT
@@ -30,7 +32,7 @@ def pretrain(
 
     Args:
       recipe: with data.shards set.
-      workdir: gets checkpoints, logs and metrics.
+      workdir: gets checkpoints, logs and metrics; a local folder, or one in a bucket.
       resume: go on from the newest checkpoint in `workdir`.
       profile_steps: first and last step of which a trace goes to WORKDIR/tensorboard.
 
@@ -38,8 +40,10 @@ def pretrain(
       The last step's losses and, named "validation/...", the last validation's scores.
 
     Raises:
-      STGTError, DataError: no shards, or shards, weights or devices that do not fit the recipe.
+      STGTError, DataError: no shards, or shards, weights or devices that do not fit the recipe; a bucket that does not
+        answer.
     """
+    check_storage(workdir, recipe.data.shards, recipe.train.initial_weights or "")
     recipe = fit_to_shards(recipe)
     per_process, rest = divmod(recipe.train.batch_size, jax.process_count())
     if rest:
@@ -77,7 +81,7 @@ def fit_to_shards(recipe: Recipe) -> Recipe:
     if not recipe.data.shards:
         raise STGTError("data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR")
     settings = open_shards(recipe.data.shards, TRAIN_SPLIT).settings
-    words = Path(recipe.data.shards, VOCAB_NAME).read_text(encoding="utf-8").splitlines()
+    words = epath.Path(recipe.data.shards, VOCAB_NAME).read_text(encoding="utf-8").splitlines()
     ours = {"vocab_size": split_vocab_size(recipe.data), "sep_token_id": words.index("[SEP]")}
     if recipe.vocab_from_data:
         recipe = replace_options(recipe, {f"model.qformer.{name}": value for name, value in ours.items()})

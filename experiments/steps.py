@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from stgt_jax.errors import STGTError
 
 
@@ -79,11 +81,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: str | Path, figures: Mapping[str, Any]) -> None:
     """Writes figures as JSON, whole or not at all; NaN, which JSON has not, becomes null."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    file = epath.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
     partial.write_text(json.dumps(_without_nan(figures), indent=2) + "\n")
-    partial.replace(path)
+    partial.replace(file)
 
 
 def _without_nan(value: Any) -> Any:

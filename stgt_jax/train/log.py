@@ -7,10 +7,8 @@ Lines of steps after the checkpoint that a run goes on from go from both.
 """
 
 import contextlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import IO
 
 import jax
 import tensorboardX
@@ -18,6 +16,7 @@ from etils import epath
 from tqdm import tqdm
 
 from stgt_jax.config import TrainConfig
+from stgt_jax.train.json_lines import JsonLines, lines_until
 from stgt_jax.train.performance import Goodput, StepTimer, step_figures
 
 _IN_BAR = {"loss": "loss", "accuracy_v2t": "v2t", "accuracy_t2v": "t2v", "accuracy_vtm": "vtm", "learning_rate": "lr"}
@@ -41,15 +40,15 @@ class RunLog:
         self._in_bar: dict[str, str] = {}
         self._writes = jax.process_index() == 0
         metrics, performance = workdir / "metrics.jsonl", workdir / "performance.jsonl"
-        kept, account = _lines_until(metrics, start), _lines_until(performance, start) if resume else []
+        kept, account = lines_until(metrics, start), lines_until(performance, start) if resume else []
         for line in kept:
             self.final |= {name: value for name, value in line.items() if name != "step"}
         self._goodput = Goodput(account, timer)
         self._bar = tqdm(total=config.num_steps, initial=start, unit="step", disable=not self._writes)
         if self._writes:
-            self._metrics, self._performance = _continue(metrics, kept), _continue(performance, account)
+            self._metrics, self._performance = JsonLines(metrics, kept), JsonLines(performance, account)
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-            _append(self._performance, start, self._goodput.line())
+            self._performance.append(start, self._goodput.line())
 
     def __enter__(self) -> "RunLog":
         return self
@@ -101,40 +100,22 @@ class RunLog:
             "input wait": f"{figures['input_wait_share']:.0%}",
         }
         if self._writes:
-            _append(self._performance, step, account | figures)
+            self._performance.append(step, account | figures)
         shown = figures | {"goodput": account["goodput"]}
         self._plot(step, {f"performance/{name}": value for name, value in shown.items()})
+
+    def flush(self) -> None:
+        """Makes both files whole up to here, wherever they lie."""
+        if self._writes:
+            self._metrics.flush()
+            self._performance.flush()
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         self.final |= values
         if self._writes:
-            _append(self._metrics, step, values)
+            self._metrics.append(step, values)
 
     def _plot(self, step: int, values: Mapping[str, float]) -> None:
         if self._writes:
             for name, value in values.items():
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
-
-
-def _continue(file: epath.Path, lines: Sequence[Mapping[str, float]]) -> IO[str]:
-    """Opens a file that holds these lines and no others, to append to it."""
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file.open("a")
-
-
-def _append(file: IO[str], step: int, values: Mapping[str, float]) -> None:
-    file.write(json.dumps({"step": step, **values}) + "\n")
-    file.flush()
-
-
-def _lines_until(file: epath.Path, step: int) -> list[dict[str, float]]:
-    """The lines of such a file up to `step`; a last line cut off in the middle is left out."""
-    lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if line["step"] <= step:
-            lines.append(line)
-    return lines

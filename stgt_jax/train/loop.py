@@ -110,6 +110,7 @@ def train(
                         trace.finished(step)
                         if saves:
                             validation = _validate(evaluate, state, step, log) if evaluate and validates else {}
+                            log.flush()
                             _save(step, state, train_iterator.get_state(), validation, checkpoints)
             return log.final
 

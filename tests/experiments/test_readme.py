@@ -15,6 +15,8 @@ import tensorflow_datasets as tfds
 from small_recipe import SMALL
 
 from data_pipeline.moving_shapes import make_moving_shapes
+from experiments.options import apply_options
+from experiments.recipes import get_recipe
 
 ROOT = Path(__file__).parents[2]
 STGT = Path(sys.executable).with_name("stgt")
@@ -34,6 +36,11 @@ COMMANDS = [
     for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     for line in block.splitlines()
 ]
+LAUNCHES = {  # the launch scripts, and the command in which each one's training runs
+    "tpu_pod.sh": "gcloud compute tpus queued-resources ssh",
+    "gke_xpk.sh": "xpk workload create",
+    "slurm_gpu.sh": "srun",
+}
 
 
 def make(target: str) -> str:
@@ -66,9 +73,25 @@ def ran(tmp_path_factory):
 def test_every_command_is_known_to_this_test():
     others = [line for line in COMMANDS if not line.startswith("stgt ")]
     assert [line for line in others if line.startswith("make ")] == ["make demo", "make test"]
+    assert [Path(name).name for line in others for name in line.split() if name.endswith(".sh")] == list(LAUNCHES)
     offered = [line.removeprefix(".venv/bin/pip install --editable ") for line in others if "pip install" in line]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert offered == [f'".[{extra}]"' for extra in extras] and len(others) == 4
+    assert offered == [f'".[{extra}]"' for extra in extras] and len(others) == 2 + len(LAUNCHES) + len(extras)
+
+
+@pytest.mark.parametrize("script", LAUNCHES)
+def test_launch_would_run_the_training_that_the_line_says(script):
+    (line,) = (line for line in COMMANDS if script in line)
+    words = shlex.split(line)
+    place = next(i for i, word in enumerate(words) if word.endswith(script))
+    recipe, *options = words[place + 1 :]
+    settings = dict(word.split("=", 1) for word in words[:place] if word[0].isupper())
+    command, environment = [words[place], "--dry-run", recipe, *options], ENVIRONMENT | settings
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    training = shlex.join(["pretrain", recipe, *options, "--resume"])
+    assert any(shown.startswith(LAUNCHES[script]) and training in shown for shown in done.stdout.splitlines())
+    assert options[0] == "--workdir"
+    apply_options(get_recipe(recipe), options[2:])  # raises for one that no recipe has
 
 
 def test_make_test_is_what_ci_runs():

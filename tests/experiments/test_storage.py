@@ -1,0 +1,113 @@
+"""Runs on gs://: the real libraries talk to a Google Cloud Storage that is a server of this test."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_gcs import FakeGcs, fake_gcs
+from small_recipe import SMALL
+
+from data_pipeline.build import build_shards
+from data_pipeline.moving_shapes import make_moving_shapes
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+RUN, SHARDS = "gs://bucket/run", "gs://bucket/shards"
+TRAIN = ["pretrain", "moving_shapes_stage1", "--workdir", RUN, "--data.shards", SHARDS, *SMALL]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_moving_shapes(folder / "clips", num_train=16, num_test=4, image_size=32, num_frames=8, progress=False)
+    for split in ("train", "test"):
+        captions = folder / "clips" / split / "captions.csv"
+        options = {"num_kept_frames": 4, "resize": 32, "num_workers": 0, "progress": False}
+        build_shards(captions, folder / "shards", split=split, **options)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def store(shards):
+    """A server whose bucket has the shard set."""
+    pytest.importorskip("gcsfs")
+    with fake_gcs() as server:
+        for file in filter(Path.is_file, shards.rglob("*")):
+            server.put(f"bucket/shards/{file.relative_to(shards)}", file.read_bytes())
+        yield server
+
+
+def stgt(store: FakeGcs, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a process of its own: the libraries read the server's address once."""
+    code = "import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+    command, environment = [sys.executable, "-c", code, *argv], ENVIRONMENT | store.environment
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def metrics(store: FakeGcs) -> list[int]:
+    lines = store.get("bucket/run/metrics.jsonl").decode().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_training_in_a_bucket_goes_on_and_is_evaluated(store):
+    done = stgt(store, *TRAIN, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert metrics(store) == [1, 2, 2]  # the last is the validation's
+    names = store.names("bucket/run/")
+    assert {"config.json", "checkpoints/2/commit_success.txt"} <= {name.removeprefix("bucket/run/") for name in names}
+    assert any(name.startswith("bucket/run/tensorboard/events") for name in names)
+
+    done = stgt(store, *TRAIN, "--resume", "--num_steps=3", "--json", "gs://bucket/losses.json")
+    assert done.returncode == 0, done.stderr
+    assert metrics(store) == [1, 2, 2, 3, 3]
+    assert "loss_vtm" in json.loads(store.get("bucket/losses.json"))
+
+    done = stgt(store, "eval", "retrieval", "--checkpoint", RUN, "--shards", SHARDS, "--k-test", "2")
+    assert done.returncode == 0 and "text to video" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/nothing", "gs://bucket/incomplete"])
+def test_shards_that_are_not_whole_in_the_bucket_are_one_line(store, place):
+    for name in store.names("bucket/shards/"):
+        if "array_record" not in name:
+            store.put(name.replace("shards", "incomplete", 1), store.get(name))
+    done = stgt(store, *TRAIN, "--data.shards", place)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and line.startswith("stgt: error: ") and place in line
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x", "hdfs://host/x"])
+@pytest.mark.parametrize("option", ["--workdir", "--data.shards", "--train.initial_weights"])
+def test_store_that_cannot_be_used_is_refused_by_name(error_of, shards, tmp_path, option, place):
+    folders = {"--workdir": tmp_path, "--data.shards": shards} | {option: place}
+    words = [str(word) for pair in folders.items() for word in pair]
+    assert f"'{place}': of object stores only gs:// can be used" in error_of("pretrain", "moving_shapes_stage1", *words)
+
+
+def test_missing_extra_is_named(error_of, monkeypatch, shards):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    line = error_of("pretrain", "moving_shapes_stage1", "--workdir", RUN, "--data.shards", shards)
+    assert line == f"'{RUN}' needs an extra: pip install --editable \".[gcs]\""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["data", "make", "--out", RUN],
+        ["data", "build", "gs://bucket/captions.csv", "--out", "x"],
+        ["data", "build", "captions.csv", "--out", RUN],
+        ["demo", "--workdir", RUN],
+        ["report", "--workdir", RUN],
+        ["ablate", "--workdir", RUN, "--shards", SHARDS],
+    ],
+)
+def test_command_that_needs_a_local_folder_says_so_and_makes_none(error_of, monkeypatch, tmp_path, argv):
+    monkeypatch.chdir(tmp_path)
+    assert "lies in a bucket" in error_of(*argv) and not list(tmp_path.iterdir())
