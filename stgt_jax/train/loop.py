@@ -5,9 +5,12 @@ from 1, so that step n, line n of metrics.jsonl and checkpoint n all speak of th
 """
 
 import contextlib
+import logging
 import math
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -18,13 +21,16 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from stgt_jax.config import ModelConfig, TrainConfig
-from stgt_jax.errors import STGTError
+from stgt_jax.distributed import ending_with_its_peers
+from stgt_jax.errors import Preempted, STGTError
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import make_mesh, shard_batch
 from stgt_jax.train.checkpoint import Checkpoints, PathLike, load_params, save_config
 from stgt_jax.train.log import RunLog
 from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
 from stgt_jax.train.step import Metrics, make_train_step
+
+_log = logging.getLogger(__name__)
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -57,20 +63,24 @@ def train(
       config: of the training.
       train_iterator: gives this process' part of each batch: video [B, T, H, W, 3] uint8, input_ids [B, S] int32,
         attention_mask [B, S] int32. Its state (bytes or JSON) is saved with every checkpoint.
-      workdir: where checkpoints, metrics.jsonl, TensorBoard logs and config.json go.
-      resume: go on from the newest checkpoint in `workdir`; the steps that follow are those of an uninterrupted run.
+      workdir: where checkpoints, metrics.jsonl, TensorBoard logs and config.json go; of several processes one folder.
+      resume: go on from the newest checkpoint in `workdir`; the steps that follow are those of an uninterrupted run,
+        also on another mesh or number of processes. After a preemption it does so unasked.
       evaluate: validation, from the whole parameter tree to metrics; the best checkpoint is that of the highest t2v_r1.
       initial_params: parameter tree to start from, instead of `config.initial_weights` or random parameters.
       devices: to train on; by default all.
 
     Returns:
       The metrics of the last step and, named "validation/...", of the last validation. Raises STGTError for a workdir
-      in use, weights that do not fit the model, data that ends, and a loss that is not finite.
+      in use, weights that do not fit the model, data that ends, and a loss that is not finite. Raises Preempted when
+      asked to stop, by SIGTERM to any process or a TPU's maintenance event: after the running step and the time to
+      write its checkpoint. Of several processes, one that loses another ends: see `ending_with_its_peers`.
     """
     mesh, model, workdir = make_mesh(config.mesh, devices), STGT(model_config), epath.Path(workdir)
     train_step = make_train_step(model, config, mesh)
-    with contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best)) as checkpoints:
-        _check_workdir(workdir, checkpoints.latest_step, resume)
+    checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best)
+    with _asked_to_stop() as asked, contextlib.closing(checkpoints), ending_with_its_peers():
+        _check_workdir(workdir, checkpoints, resume)
         state, loader_state = _first_state(model, config, mesh, checkpoints, initial_params)
         if loader_state is not None:
             train_iterator.set_state(loader_state)
@@ -86,19 +96,27 @@ def train(
                     _settle(*running, log, checkpoints)
                 running = step, metrics
                 validates = evaluate is not None and _is_due(step, config.eval_every, config)
-                if validates or _is_due(step, config.checkpoint_every, config):
+                stops = (checkpoints.reached_preemption(step) or asked.is_set()) and step < config.num_steps
+                if stops or validates or _is_due(step, config.checkpoint_every, config):
                     _settle(*running, log, checkpoints)
                     running = None
                     validation = _validate(evaluate, state, step, log) if evaluate and validates else {}
-                    _save(step, state, train_iterator.get_state(), validation, checkpoints)
+                    _save(step, state, train_iterator.get_state(), validation, checkpoints, stops)
+                if stops:
+                    raise _preempted(step, checkpoints)
             return log.final
 
 
-def _check_workdir(workdir: epath.Path, newest: int | None, resume: bool) -> None:
-    if newest is not None and not resume:
+def _check_workdir(workdir: epath.Path, checkpoints: Checkpoints, resume: bool) -> None:
+    newest = checkpoints.latest_step
+    if newest is not None and not (resume or checkpoints.latest_is_of_preemption):
         raise STGTError(f"{workdir}: has checkpoints (the newest of step {newest}); use --resume or another workdir")
+    if jax.process_index() != 0:
+        return
     if newest is None and resume:
         tqdm.write(f"{workdir}: no checkpoint to resume from; starting anew", file=sys.stderr)
+    if newest is not None and not resume:
+        _log.info("%s: was asked to stop after step %d; going on from there", workdir, newest)
 
 
 def _first_state(
@@ -123,6 +141,23 @@ def _next_batch(train_iterator: TrainIterator, step: int) -> Mapping[str, np.nda
         raise STGTError(f"the training data ended before step {step}; it must repeat without end") from None
 
 
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets while inside, of a process alone: several have JAX's own handler, which tells all.
+
+    It never comes where Python cannot set a handler, in a thread.
+    """
+    asked = threading.Event()
+    if jax.distributed.is_initialized() or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def _settle(step: int, metrics: Metrics, log: RunLog, checkpoints: Checkpoints) -> None:
     """Waits for the metrics of a step, logs them, and stops the run where they are not finite."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -139,12 +174,23 @@ def _validate(evaluate: Evaluate, state: TrainState, step: int, log: RunLog) -> 
 
 
 def _save(
-    step: int, state: TrainState, loader_state: Any, validation: Mapping[str, float], checkpoints: Checkpoints
+    step: int,
+    state: TrainState,
+    loader_state: Any,
+    validation: Mapping[str, float],
+    checkpoints: Checkpoints,
+    preempted: bool,
 ) -> None:
     """Saves a checkpoint, but never weights that are not finite."""
     if not _all_finite(state.params):
         raise _diverged(f"the weights are not finite after step {step}", checkpoints)
-    checkpoints.save(step, state, loader_state, validation)
+    checkpoints.save(step, state, loader_state, validation, preempted=preempted)
+
+
+def _preempted(step: int, checkpoints: Checkpoints) -> Preempted:
+    if jax.process_index() == 0:
+        _log.info("asked to stop: writing the checkpoint of step %d", step)
+    return Preempted(f"stopped as asked, with {checkpoints.path(step)} saved; the same command goes on from there")
 
 
 @jax.jit

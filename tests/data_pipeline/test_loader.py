@@ -147,7 +147,10 @@ def test_another_number_of_processes_continues_where_the_others_were(config, bef
         with share(index, after) as loader:
             loader.set_state(states[0])
             parts.append(list(itertools.islice(loader, 5)))
-    together = [{name: np.concatenate([p[name] for p in parts_]) for name in parts_[0]} for parts_ in zip(*parts)]
+    together = [
+        {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
+        for batch in zip(*parts, strict=True)
+    ]
     _assert_same_batches(together, _take(config, 12)[7:])
 
 
