@@ -1,13 +1,16 @@
 """From a shard set to batches of uint8 video and token ids, through grain.
 
-Training: a global shuffle, new every epoch, dealt out to the processes. The frames and the crop drawn for a clip depend
-on the seed, the epoch and its place in the epoch alone, so neither the number of worker processes nor that of hosts
-changes what is seen. Evaluation: every clip once, in order, without chance. Letters: B clips of a process, T frames, S
-text length.
+Training: a global shuffle, new every epoch, dealt out to the processes in blocks. The frames and the crop drawn for a
+clip depend on the seed, the epoch and its place in the epoch alone, so neither the number of worker processes nor that
+of hosts changes what is seen. Evaluation: every clip once, in order, without chance. Letters: B clips of a process, T
+frames, S text length.
 """
 
 import functools
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -89,7 +92,7 @@ class TrainLoader:
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which only absl's own app.run parses
             flags.FLAGS(["stgt"])
         workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
-        return iter(remaining.mp_prefetch(workers))
+        return iter(remaining.mp_prefetch(workers, worker_init_fn=_init_worker))
 
 
 def train_loader(
@@ -104,7 +107,8 @@ def train_loader(
     """Returns endless shuffled, augmented batches of `batch_size` clips for this process.
 
     An epoch gives every clip once over all processes; those that do not fill a last global batch are left out of that
-    epoch (another few each time, as the order is new), so that a batch never holds a clip twice.
+    epoch (another few each time, as the order is new), so that a batch never holds a clip twice. Process p gives rows
+    p B to (p + 1) B of each global batch, which one process alone would give the same.
 
     Returns:
       Batches of `video` uint8 [B, T, H, W, 3], `input_ids` int32 [B, S], `attention_mask` int32 [B, S].
@@ -121,11 +125,11 @@ def train_loader(
             f"batch size {global_batch} ({batch_size} clips x {process_count} processes) must lie in 1..{len(source)},"
             f" the clips of split '{split}' of data.shards='{config.shards}'"
         )
-    # The clips are dealt out one by one after the shuffle, so that batch i of all the processes together holds the same
-    # clips, with the same crops, however many processes there are.
+    # Dealt out in blocks of a process's batch after the shuffle: batch i of the processes, one after the other, holds
+    # the same clips in the same order, with the same crops, however many processes there are.
     clips_per_epoch = len(source) // global_batch * global_batch
     clips = grain.MapDataset.source(source).seed(seed).shuffle().random_map(functools.partial(_train_clip, config))
-    batches = clips[:clips_per_epoch][process_index::process_count].batch(batch_size).repeat()
+    batches = clips[:clips_per_epoch].batch(batch_size)[process_index::process_count].repeat()
     identity = {"split": split, "num_examples": len(source), "global_batch_size": global_batch, "seed": seed}
     return TrainLoader(batches, config.num_workers, identity)
 
@@ -172,6 +176,22 @@ def split_vocab_size(config: DataConfig) -> int:
         raise DataError(f"data.shards='{config.shards}' has no {VOCAB_NAME}; build the shards with `stgt data build`")
     with path.open(encoding="utf-8") as words:
         return sum(1 for _ in words) + 1
+
+
+def _init_worker(index: int, count: int) -> None:
+    """Leaves the worker's end to its parent: a scheduler's SIGTERM, to all of a job, asks the parent for more batches.
+
+    Where the parent dies without a word the worker follows, as it would wait for ever to hand over its next batch.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_after_parent, daemon=True).start()
+
+
+def _end_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _open(config: DataConfig, split: str) -> ShardSource:

@@ -1,6 +1,7 @@
 """The `stgt` command: one sub-command a task, each a few lines that call the package.
 
-What a user can mend ends as one line, `stgt: error: ...`, and exit status 2. Whatever is slow to import (jax, grain) is
+What a user can mend ends as one line, `stgt: error: ...`, and exit status 2; a training that stopped because it was
+asked to (SIGTERM) says so and ends with 0. Whatever is slow to import (jax, grain) is
 imported inside the sub-command that needs it, so that `--help` and a refused option are quick.
 """
 
@@ -19,7 +20,7 @@ from experiments.compile.commands import add_compile_command
 from experiments.options import apply_options, format_value, list_options
 from experiments.recipes import RECIPES, get_recipe
 from experiments.steps import write_json
-from stgt_jax.errors import STGTError, nearest
+from stgt_jax.errors import Preempted, STGTError, nearest
 
 Figures = dict[str, Any]
 RECIPE_OPTIONS = "any field of a recipe, as --train.num_steps 100, or --num_steps 100 where one field ends so"
@@ -38,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise STGTError(f"unknown argument {name}{nearest(name, known)}")
         arguments.recipe_options = extra
         figures = arguments.run(arguments)
-        if arguments.json:
+        if arguments.json and figures is not None:
             write_json(arguments.json, figures)
+    except Preempted as stop:
+        print(f"stgt: {stop}", file=sys.stderr)
     except (STGTError, DataError) as error:
         print(f"stgt: error: {error}", file=sys.stderr)
         return 2
@@ -171,6 +174,22 @@ def _add_pretrain(commands: Any) -> None:
         help="trace these steps, as 10:15, for TensorBoard's profiler or XProf; the first after a start compiles",
     )
 
+    several = command.add_argument_group(
+        "several processes",
+        "Each is started with the same command. SLURM's srun, Open MPI and Cloud TPU slices tell each what it is; else"
+        " give all three of these.",
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", default="", help="address of process 0, a free port")
+    several.add_argument("--num-processes", metavar="N", type=int, help="how many there are")
+    several.add_argument("--process-id", metavar="I", type=int, help="which this is, from 0")
+    several.add_argument(
+        "--heartbeat-timeout",
+        metavar="S",
+        type=int,
+        default=60,
+        help="seconds after which one that is silent is lost, and the others end (%(default)s)",
+    )
+
 
 def _step_range(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+):(\d+)", text)
@@ -270,19 +289,24 @@ def _data_build(arguments: argparse.Namespace) -> Figures:
     return report.to_dict()
 
 
-def _pretrain(arguments: argparse.Namespace) -> Figures:
-    recipe = apply_options(
-        get_recipe(arguments.recipe),
-        arguments.recipe_options,
-        also_known=("workdir", "resume", "profile-steps", "json", "help"),
-    )
+def _pretrain(arguments: argparse.Namespace) -> Figures | None:
+    own = re.findall(r"--([\w-]+)", arguments.command.format_usage())
+    recipe = apply_options(get_recipe(arguments.recipe), arguments.recipe_options, also_known=own)
     if arguments.recipe.endswith("_stage2") and not recipe.train.initial_weights:
         raise STGTError(
             f"{arguments.recipe} starts from the weights of the first stage: --train.initial_weights DIR, its --workdir"
         )
-    from experiments.pretrain import pretrain
+    import jax
 
-    figures = pretrain(recipe, arguments.workdir, resume=arguments.resume, profile_steps=arguments.profile_steps)
+    from stgt_jax.distributed import joined
+
+    place = arguments.coordinator, arguments.num_processes, arguments.process_id
+    with joined(*place, heartbeat_timeout=arguments.heartbeat_timeout):
+        from experiments.pretrain import pretrain
+
+        figures = pretrain(recipe, arguments.workdir, resume=arguments.resume, profile_steps=arguments.profile_steps)
+        if jax.process_index() > 0:
+            return None  # process 0 speaks for all
     print("\n".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return figures
 

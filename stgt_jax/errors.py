@@ -1,4 +1,7 @@
-"""The one error class for what a user can mend: a bad option, a missing file, a checkpoint of another model."""
+"""The one error class for what a user can mend: a bad option, a missing file, a checkpoint of another model.
+
+And the one for what is no error: a training that stopped because it was asked to.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +9,10 @@ from collections.abc import Iterable
 
 class STGTError(ValueError):
     """A mistake the user can mend. The message is one line: it names the thing and says what to do."""
+
+
+class Preempted(Exception):
+    """A training was asked to stop, and has saved a checkpoint of the step it was in. The message says which."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

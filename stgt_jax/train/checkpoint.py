@@ -34,8 +34,22 @@ from stgt_jax.errors import STGTError, nearest
 from stgt_jax.models.stgt import STGT
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, param_shapes, split_params
 
+_PREEMPTED = "preempted"  # among what Orbax keeps beside a checkpoint: whether it was saved because the run must stop
 BEST_METRIC = "t2v_r1"  # of the validation: the checkpoints where it is highest are kept
 PathLike = str | os.PathLike[str]
+
+
+class _Manager(ocp.CheckpointManager):
+    """Counts the steps of this start of the run alone.
+
+    Of several processes JAX takes the step after the highest that any has named as the one to stop at. Were the first
+    one named that of a resumed run, a notice that came before would be for step 1, which never follows.
+    """
+
+    first_step = 0
+
+    def reached_preemption(self, step: int) -> bool:
+        return super().reached_preemption(step - self.first_step)
 
 
 class Checkpoints:
@@ -50,7 +64,8 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(best_fn=_score, preservation_policy=policy)
         self._folder = _absolute(workdir) / "checkpoints"
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager = _Manager(self._folder, options=options)
+        self._manager.first_step = self._manager.latest_step() or 0
 
     @property
     def latest_step(self) -> int | None:
@@ -62,11 +77,33 @@ class Checkpoints:
         """Step of the checkpoint with the highest `BEST_METRIC`; the newest where none was validated."""
         return self._manager.best_step()
 
+    @property
+    def latest_is_of_preemption(self) -> bool:
+        """Whether there is a checkpoint and the newest was saved because the run was asked to stop."""
+        step = self._manager.latest_step()
+        return step is not None and bool((self._manager.metadata(step).custom_metadata or {}).get(_PREEMPTED))
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the run's processes are to stop after `step`, on which they agree.
+
+        For that each must ask after every step. One of them was sent SIGTERM, or its TPU is to be taken away. A
+        process alone, without `jax.distributed`, is never told.
+        """
+        return self._manager.reached_preemption(step)
+
     def path(self, step: int) -> epath.Path:
         """Folder of the checkpoint of `step`."""
         return self._folder / str(step)
 
-    def save(self, step: int, state: TrainState, loader_state: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        loader_state: Any,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        preempted: bool = False,
+    ) -> None:
         """Begins to write a checkpoint; `state` may be consumed as soon as this returns.
 
         Args:
@@ -74,6 +111,7 @@ class Checkpoints:
           state: of the training.
           loader_state: of this process' training data: bytes or anything JSON can hold.
           metrics: of a validation of this very state, to choose the best checkpoint by.
+          preempted: it is saved because the run was asked to stop, and should go on by itself when started again.
         """
         if step in self._manager.all_steps():
             return
@@ -85,7 +123,8 @@ class Checkpoints:
             checksums=ocp.args.JsonSave({"params": int(_checksum(params)), "optimizer": int(_checksum(optimizer))}),
             loader=ocp.args.JsonSave({"processes": _from_all_processes(_pack(loader_state))}),
         )
-        self._manager.save(step, args=items, metrics=dict(metrics or {}))
+        notes = {_PREEMPTED: True} if preempted else None
+        self._manager.save(step, args=items, metrics=dict(metrics or {}), custom_metadata=notes)
 
     def restore(self, template: TrainState, config: ModelConfig) -> tuple[TrainState, Any]:
         """Reads the newest checkpoint.
@@ -95,8 +134,8 @@ class Checkpoints:
           config: of the model, which says what is frozen.
 
         Returns:
-          The state and this process' loader state. Raises STGTError for a checkpoint of another model or training, and
-          for a damaged one.
+          The state and this process' loader state. Raises STGTError for a checkpoint of another model or training, for
+          one of another number of processes that were not all at the same place in the data, and for a damaged one.
         """
         folder = self.path(self._manager.latest_step())
         params = _restore(folder / "params", merge_params(template.params, template.frozen))
@@ -104,10 +143,13 @@ class Checkpoints:
         optimizer = _restore(folder / "optimizer", {"step": template.step, "opt_state": template_opt})
         loaders = _restore_json(folder / "loader")["processes"]
         if len(loaders) != jax.process_count():
-            raise STGTError(
-                f"{folder}: was written by {len(loaders)} processes, each at its own place in the data, and cannot be"
-                f" resumed by {jax.process_count()}; run as many, or start anew with --train.initial_weights {folder}"
-            )
+            if any(loader != loaders[0] for loader in loaders):
+                raise STGTError(
+                    f"{folder}: was written by {len(loaders)} processes, each at its own place in the data, and cannot"
+                    f" be resumed by {jax.process_count()}; run as many, or start anew with"
+                    f" --train.initial_weights {folder}"
+                )
+            loaders = loaders[:1] * jax.process_count()
         trainable, frozen = split_params(params, config)
         opt_state = flax.serialization.from_state_dict(template.opt_state, optimizer["opt_state"])
         state = TrainState(step=optimizer["step"], params=trainable, frozen=frozen, opt_state=opt_state)

@@ -6,9 +6,12 @@ n-th update.
 """
 
 import contextlib
+import logging
 import math
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -19,7 +22,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from stgt_jax.config import ModelConfig, TrainConfig
-from stgt_jax.errors import STGTError
+from stgt_jax.distributed import ending_with_its_peers
+from stgt_jax.errors import Preempted, STGTError
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import shard_batch
 from stgt_jax.train.checkpoint import Checkpoints, PathLike, load_params, save_config
@@ -29,6 +33,8 @@ from stgt_jax.train.performance import StepTimer
 from stgt_jax.train.profile import StepTrace
 from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
 from stgt_jax.train.step import Metrics, make_train_step
+
+_log = logging.getLogger(__name__)
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -62,8 +68,10 @@ def train(
       config: of the training.
       train_iterator: gives this process' part of each batch: video [B, T, H, W, 3] uint8, input_ids [B, S] int32,
         attention_mask [B, S] int32. Its state (bytes or JSON) is saved with every checkpoint.
-      workdir: where checkpoints, metrics.jsonl, performance.jsonl, TensorBoard logs and config.json go.
-      resume: go on from the newest checkpoint in `workdir`; the steps that follow are those of an uninterrupted run.
+      workdir: where checkpoints, metrics.jsonl, performance.jsonl, TensorBoard logs and config.json go; of several
+        processes one folder.
+      resume: go on from the newest checkpoint in `workdir`; the steps that follow are those of an uninterrupted run,
+        also on another mesh or number of processes. After a preemption it does so unasked.
       evaluate: validation, from the whole parameter tree to metrics; the best checkpoint is that of the highest t2v_r1.
       initial_params: parameter tree to start from, instead of `config.initial_weights` or random parameters.
       devices: to train on; by default all.
@@ -72,17 +80,17 @@ def train(
     Returns:
       The metrics of the last step and, named "validation/...", of the last validation. Raises STGTError for a workdir
       in use, weights that do not fit the model, data that ends, a loss that is not finite, and steps to trace that the
-      run does not have.
+      run does not have. Raises Preempted when asked to stop, by SIGTERM to any process or a TPU's maintenance event:
+      after the running step and the time to write its checkpoint. Of several processes, one that loses another ends:
+      see `ending_with_its_peers`.
     """
     trace = StepTrace(workdir, profile_steps, config.num_steps)
     model, workdir = STGT(model_config), epath.Path(workdir)
     mesh = mesh_for(model, config, devices)
     train_step = make_train_step(model, config, mesh)
-    with (
-        StepTimer() as timer,
-        contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best)) as checkpoints,
-    ):
-        _check_workdir(workdir, checkpoints.latest_step, resume)
+    checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best)
+    with _asked_to_stop() as asked, StepTimer() as timer, contextlib.closing(checkpoints), ending_with_its_peers():
+        _check_workdir(workdir, checkpoints, resume)
         state, loader_state = _first_state(model, config, mesh, checkpoints, initial_params)
         if loader_state is not None:
             train_iterator.set_state(loader_state)
@@ -90,7 +98,7 @@ def train(
             save_config(workdir, model=model_config, train=config)
         start = int(state.step)
         trace.warn_if_past(start)
-        with RunLog(workdir, start, config, timer, resume=resume) as log, trace:
+        with RunLog(workdir, start, config, timer, resume=resume or start > 0) as log, trace:
             running = None  # the step on the device, and its metrics to come
             for step in range(start + 1, config.num_steps + 1):
                 with trace.step(step):
@@ -102,7 +110,8 @@ def train(
                     _settle(*running, log, checkpoints)
                 running = step, metrics
                 validates = evaluate is not None and _is_due(step, config.eval_every, config)
-                saves = validates or _is_due(step, config.checkpoint_every, config)
+                stops = (checkpoints.reached_preemption(step) or asked.is_set()) and step < config.num_steps
+                saves = stops or validates or _is_due(step, config.checkpoint_every, config)
                 if saves or trace.waits_after(step):
                     _settle(*running, log, checkpoints)
                     running = None
@@ -111,15 +120,22 @@ def train(
                         if saves:
                             validation = _validate(evaluate, state, step, log) if evaluate and validates else {}
                             log.flush()
-                            _save(step, state, train_iterator.get_state(), validation, checkpoints)
+                            _save(step, state, train_iterator.get_state(), validation, checkpoints, stops)
+                if stops:
+                    raise _preempted(step, checkpoints)
             return log.final
 
 
-def _check_workdir(workdir: epath.Path, newest: int | None, resume: bool) -> None:
-    if newest is not None and not resume:
+def _check_workdir(workdir: epath.Path, checkpoints: Checkpoints, resume: bool) -> None:
+    newest = checkpoints.latest_step
+    if newest is not None and not (resume or checkpoints.latest_is_of_preemption):
         raise STGTError(f"{workdir}: has checkpoints (the newest of step {newest}); use --resume or another workdir")
+    if jax.process_index() != 0:
+        return
     if newest is None and resume:
         tqdm.write(f"{workdir}: no checkpoint to resume from; starting anew", file=sys.stderr)
+    if newest is not None and not resume:
+        _log.info("%s: was asked to stop after step %d; going on from there", workdir, newest)
 
 
 def _first_state(
@@ -144,6 +160,23 @@ def _next_batch(train_iterator: TrainIterator, step: int) -> Mapping[str, np.nda
         raise STGTError(f"the training data ended before step {step}; it must repeat without end") from None
 
 
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets while inside, of a process alone: several have JAX's own handler, which tells all.
+
+    It never comes where Python cannot set a handler, in a thread.
+    """
+    asked = threading.Event()
+    if jax.distributed.is_initialized() or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def _settle(step: int, metrics: Metrics, log: RunLog, checkpoints: Checkpoints) -> None:
     """Waits for the metrics of a step, logs them, and stops the run where they are not finite."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -160,12 +193,23 @@ def _validate(evaluate: Evaluate, state: TrainState, step: int, log: RunLog) -> 
 
 
 def _save(
-    step: int, state: TrainState, loader_state: Any, validation: Mapping[str, float], checkpoints: Checkpoints
+    step: int,
+    state: TrainState,
+    loader_state: Any,
+    validation: Mapping[str, float],
+    checkpoints: Checkpoints,
+    preempted: bool,
 ) -> None:
     """Saves a checkpoint, but never weights that are not finite."""
     if not _all_finite(state.params):
         raise _diverged(f"the weights are not finite after step {step}", checkpoints)
-    checkpoints.save(step, state, loader_state, validation)
+    checkpoints.save(step, state, loader_state, validation, preempted=preempted)
+
+
+def _preempted(step: int, checkpoints: Checkpoints) -> Preempted:
+    if jax.process_index() == 0:
+        _log.info("asked to stop: writing the checkpoint of step %d", step)
+    return Preempted(f"stopped as asked, with {checkpoints.path(step)} saved; the same command goes on from there")
 
 
 @jax.jit

@@ -6,6 +6,7 @@ frames of which clips it holds.
 
 import dataclasses
 import itertools
+import multiprocessing
 import pickle
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.loader import eval_batches, num_examples, split_vocab_size, train_loader
+from data_pipeline.loader import TrainLoader, eval_batches, num_examples, split_vocab_size, train_loader
 from data_pipeline.shards import ShardSettings, hash_file, write_split
 
 NUM_CLIPS, NUM_KEPT, TEXT_LENGTH = 22, 6, 5
@@ -112,8 +113,7 @@ def test_processes_share_an_epoch_and_see_what_one_alone_would(config):
     shares = [_take(config, 10, batch_size=2, process_index=i, process_count=2) for i in range(2)]
     for whole, first, second in zip(alone, *shares, strict=True):
         for name in whole:
-            np.testing.assert_array_equal(np.stack([first[name], second[name]], axis=1).reshape(whole[name].shape),
-                                          whole[name])  # fmt: skip
+            np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), whole[name])
     assert set(_clips(shares[0][:5])).isdisjoint(_clips(shares[1][:5]))
 
 
@@ -129,6 +129,41 @@ def test_restored_state_continues_with_the_very_same_batches(config):
         other.set_state(pickle.loads(pickle.dumps(state)))
         assert other.get_state() == state
         _assert_same_batches(list(itertools.islice(other, 5)), expected[7:])
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4), (4, 2)])
+def test_another_number_of_processes_continues_where_the_others_were(config, before, after):
+    def share(index: int, count: int) -> TrainLoader:
+        return train_loader(config, "train", 4 // count, 0, process_index=index, process_count=count)
+
+    states = []
+    for index in range(before):
+        with share(index, before) as loader:
+            list(itertools.islice(loader, 7))
+            states.append(loader.get_state())
+    assert states == states[:1] * before
+    parts = []
+    for index in range(after):
+        with share(index, after) as loader:
+            loader.set_state(states[0])
+            parts.append(list(itertools.islice(loader, 5)))
+    together = [
+        {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
+        for batch in zip(*parts, strict=True)
+    ]
+    _assert_same_batches(together, _take(config, 12)[7:])
+
+
+def test_sigterm_to_everything_leaves_the_worker_processes_at_work(config):
+    expected = _take(config, 20)
+    with train_loader(dataclasses.replace(config, num_workers=1), "train", 4, 0) as loader:
+        batches = [next(loader)]
+        (worker,) = multiprocessing.active_children()
+        worker.terminate()
+        batches += itertools.islice(loader, 19)
+    _assert_same_batches(batches, expected)
+    worker.join(10)
+    assert worker.exitcode is not None
 
 
 def test_worker_processes_change_neither_batches_nor_resuming(config):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from data_pipeline.build import build_shards
+from data_pipeline.moving_shapes import make_moving_shapes
 from experiments.cli import main
 
 
@@ -16,3 +18,21 @@ def error_of(capsys):
         return lines[0].removeprefix("stgt: error: ")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """A shard set of 16 + 4 clips."""
+    folder = tmp_path_factory.mktemp("data")
+    make_moving_shapes(folder / "clips", num_train=16, num_test=4, image_size=32, num_frames=8, progress=False)
+    for split in ("train", "test"):
+        build_shards(
+            folder / "clips" / split / "captions.csv",
+            folder / "shards",
+            split=split,
+            num_kept_frames=4,
+            resize=32,
+            num_workers=0,
+            progress=False,
+        )
+    return folder / "shards"

@@ -8,27 +8,7 @@ import sys
 import pytest
 from small_recipe import SMALL
 
-from data_pipeline.build import build_shards
-from data_pipeline.moving_shapes import make_moving_shapes
 from experiments.cli import main
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_moving_shapes(folder / "clips", num_train=16, num_test=4, image_size=32, num_frames=8, progress=False)
-    for split in ("train", "test"):
-        build_shards(
-            folder / "clips" / split / "captions.csv",
-            folder / "shards",
-            split=split,
-            num_kept_frames=4,
-            resize=32,
-            num_workers=0,
-            progress=False,
-        )
-    return folder / "shards"
-
 
 PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
 

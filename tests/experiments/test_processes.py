@@ -1,0 +1,170 @@
+"""Real processes that train as one, on CPUs that pose as two devices each: alike, resumable, stopped and killed."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_recipe import SMALL
+
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+ROOT = Path(__file__).parents[2]
+STEPS, HEARTBEAT = 12, 8
+STOPPED_WITHIN = 30  # seconds from SIGTERM to the end of all; a step takes 0.4 s, a checkpoint 1 s
+KILLED_WITHIN = HEARTBEAT + 20  # seconds from a process's death to the end of all others
+# Without the graph, whose split over a mesh tests/ops covers, and with a frozen ViT it compiles in half the time.
+OPTIONS = [
+    *SMALL, f"--num_steps={STEPS}", "--peak_learning_rate=1e-3", "--graph.dropout=0", "--qformer.dropout=0",
+    "--graph.variant=none", "--vision.freeze=true",
+]  # fmt: skip
+
+
+class Run:
+    """The processes of one `stgt pretrain`, each with a file of what it says."""
+
+    def __init__(self, shards, workdir, *options, processes=2, devices=2, paced=False):
+        said = Path(f"{workdir}_said")
+        said.mkdir(exist_ok=True)
+        self.workdir, self.files, self.processes = workdir, [], []
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FLAGS}",
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(ROOT),
+        }
+        code = (
+            [str(Path(__file__).with_name("paced_stgt.py"))]
+            if paced
+            else ["-c", "from experiments.cli import main; exit(main())"]
+        )
+        command = [sys.executable, *code, "pretrain", "moving_shapes_stage1", "--workdir", str(workdir)]
+        command += ["--data.shards", str(shards), *OPTIONS, *options]
+        if processes > 1:
+            command += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(processes)]
+            command += ["--heartbeat-timeout", str(HEARTBEAT)]
+        for index in range(processes):
+            self.files.append(said / f"{index}.txt")
+            own = ["--process-id", str(index)] if processes > 1 else []
+            with self.files[-1].open("w") as file:
+                self.processes.append(subprocess.Popen([*command, *own], env=environment, stdout=file, stderr=file))
+
+    def reaches(self, step, within=120):
+        wait_until(lambda: max(losses(self.workdir), default=0) >= step or self.ended(), within, self)
+        assert not self.ended(), self.said()
+
+    def ended(self):
+        return all(process.poll() is not None for process in self.processes)
+
+    def ends(self, within=120):
+        """The exit statuses, in order."""
+        wait_until(self.ended, within, self)
+        return [process.returncode for process in self.processes]
+
+    def said(self):
+        return "\n".join(file.read_text() for file in self.files)
+
+    def last_words(self, index):
+        return self.files[index].read_text().splitlines()[-1]
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def wait_until(condition, within, run):
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            for process in run.processes:
+                process.kill()
+            pytest.fail(f"not within {within} s; the processes said:\n{run.said()}")
+        time.sleep(0.05)
+
+
+def lines(workdir):
+    file = workdir / "metrics.jsonl"
+    whole = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in whole if line.endswith("\n")]
+
+
+def losses(workdir):
+    return {line["step"]: line["loss"] for line in lines(workdir) if "loss" in line}
+
+
+def checkpoints(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def assert_same_figures(workdir, reference):
+    """Every step once, with the losses of the run by which `reference` was left, and its validation."""
+    own, others = lines(workdir), lines(reference)
+    assert [sorted(line) for line in own] == [sorted(line) for line in others]
+    for line, other in zip(own, others, strict=True):
+        assert line == pytest.approx(other, rel=2e-4, abs=2e-5)
+
+
+@pytest.fixture(scope="module")
+def reference(shards, tmp_path_factory):
+    """The folder of a run of one process on one device that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    run = Run(shards, workdir, processes=1, devices=1)
+    assert run.ends() == [0], run.said()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(shards, tmp_path_factory):
+    """A run of two processes of which one was sent SIGTERM, and the seconds it took them to end."""
+    run = Run(shards, tmp_path_factory.mktemp("stopped") / "run", paced=True)
+    run.reaches(1)
+    run.processes[1].send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    run.ends()
+    return run, time.monotonic() - start
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    """What that run left, to go on with."""
+    return shutil.copytree(stopped[0].workdir, tmp_path / "run")
+
+
+def test_sigterm_to_one_stops_all_at_one_step_with_a_checkpoint(stopped):
+    run, seconds = stopped
+    assert [process.returncode for process in run.processes] == [0, 0], run.said()
+    assert seconds < STOPPED_WITHIN
+    (step,) = checkpoints(run.workdir)
+    assert max(losses(run.workdir)) == step < STEPS
+    for index in (0, 1):
+        assert "stopped as asked, with" in run.last_words(index) and f"checkpoints/{step} saved" in run.last_words(
+            index
+        )
+
+
+def test_same_command_goes_on_a_killed_one_ends_the_other_and_four_finish(shards, copy, reference):
+    (step,) = checkpoints(copy)
+    run = Run(shards, copy, paced=True)
+    run.reaches(step + 1)
+    run.processes[1].kill()
+    assert run.ends(within=KILLED_WITHIN) == [1, -signal.SIGKILL]
+    assert f"was asked to stop after step {step}; going on from there" in run.said()
+    assert run.last_words(0).startswith("stgt: error: another process of this run has ended")
+
+    run = Run(shards, copy, "--resume", processes=4)
+    assert run.ends() == [0] * 4, run.said()
+    assert_same_figures(copy, reference)
+
+
+def test_one_process_on_another_mesh_finishes_what_two_began(shards, copy, reference):
+    assert json.loads((copy / "checkpoints" / str(checkpoints(copy)[0]) / "loader" / "metadata").read_text())
+    run = Run(shards, copy, "--mesh.fsdp=2", processes=1)
+    assert run.ends() == [0], run.said()
+    assert_same_figures(copy, reference)
