@@ -44,7 +44,7 @@ def find_topology(name: str, num_slices: int = 1) -> Topology:
     Raises:
       STGTError: libtpu is not installed or knows no such slice, or there is to be less than one.
     """
-    _, num_chips = parse_topology(name)
+    generation, num_chips = parse_topology(name)
     if num_slices < 1:
         raise STGTError(f"--num-slices={num_slices} must be greater than 0")
     if importlib.util.find_spec("libtpu") is None:
@@ -52,8 +52,10 @@ def find_topology(name: str, num_slices: int = 1) -> Topology:
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
     try:
-        several = {"num_slices": num_slices} if num_slices > 1 else {}
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
+        form: dict[str, int | str] = {"num_slices": num_slices} if num_slices > 1 else {}
+        if generation == "v4":  # as everywhere they are used: else libtpu describes each core as a device
+            form["chip_config_name"] = "megacore"
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **form).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise STGTError(f"--topology={name}: libtpu knows no such slice ({reason})") from error

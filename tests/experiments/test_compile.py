@@ -274,6 +274,8 @@ def test_data_spans_the_slices_and_nothing_else_does():
 def test_device_has_a_share_of_its_chip():
     topology = find_topology("tpu7x:2x2x1")
     assert (topology.num_chips, topology.devices_per_chip, topology.device.hbm_bytes) == (4, 2, 96 * GIB)
+    topology = find_topology("v4:2x2x2")  # its two cores are one device
+    assert (topology.num_chips, topology.devices_per_chip, topology.device.hbm_bytes) == (8, 1, 32 * GIB)
 
 
 @needs_libtpu
