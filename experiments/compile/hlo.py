@@ -17,7 +17,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 # Words before the name of a computation that an instruction runs. Those of reductions and sorts (`to_apply`,
 # `comparator`) run once for each element and multiply no matrices: only a call's `to_apply` counts.
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+# Also those of a custom call: so tpu7x hands collectives over to its sparse cores.
+_SEVERAL_CALLED = re.compile(r"\b(?:branch|called)_computations=\{([^}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class Instruction:
             return []  # the start of what they wait for has named it
         words = _CALLED.findall(self.attributes)
         names = [name for word, name in words if word != "to_apply" or self.opcode == "call"]
-        for branches in _BRANCHES.findall(self.attributes):
-            names += [name.strip().removeprefix("%") for name in branches.split(",")]
+        for several in _SEVERAL_CALLED.findall(self.attributes):
+            names += [name.strip().removeprefix("%") for name in several.split(",")]
         return names
 
 

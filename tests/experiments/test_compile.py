@@ -235,6 +235,30 @@ ENTRY %main (a: f32[8]) -> f32[32] {{
     assert hbm_bytes(module) == 4 * (8 + 32 + 8)  # the result is written at the start, and only handed on at the end
 
 
+def test_collective_of_another_kind_of_core_counts():
+    text = """HloModule m, num_partitions=4
+
+%called (p: f32[8,16]) -> f32[2,16] {
+  %p = f32[8,16]{1,0} parameter(0)
+  ROOT %r = f32[2,16]{1,0} reduce-scatter(%p), channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
+}, execution_thread="sparsecore"
+
+%async (p: f32[8,16]) -> f32[2,16] {
+  %p = f32[8,16]{1,0} parameter(0)
+  ROOT %c = f32[2,16]{1,0} custom-call(%p), custom_call_target="TODO(b/522284627)", called_computations={%called}
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: f32[8,16]) -> f32[2,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %start = ((), (), (s32[])) async-start(), async_execution_thread="sparsecore", calls=%async
+  %update = ((f32[8,16]{1,0}), f32[2,16]{1,0}, (s32[])) async-update(%start, %a)
+  ROOT %done = f32[2,16]{1,0} async-done(%update)
+}
+"""
+    (one,) = find_collectives(parse_hlo(text), slices=[0] * 4)
+    assert (one.kind, one.link, one.times, one.sent_bytes) == ("reduce-scatter", ICI, 1, 3 / 4 * 4 * 8 * 16)
+
+
 def test_refusal_of_the_compiler_is_one_line_with_its_figures():
     message = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. \
 Used 38.40G of 15.75G hbm. Exceeded hbm capacity by 22.65G.
