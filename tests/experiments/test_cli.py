@@ -110,8 +110,7 @@ def test_pretrain_then_eval(shards, tmp_path, capsys, error_of):
     run, scores = tmp_path / "run", tmp_path / "scores.json"
     train = ["pretrain", "moving_shapes_stage1", "--workdir", str(run), "--data.shards", str(shards), *SMALL]
     assert "--profile-steps 2:3 is not within this run's steps, 1:2" in error_of(*train, "--profile-steps", "2:3")
-    assert main([*train, "--json", str(tmp_path / "losses.json"), "--profile-steps", "2:2"]) == 0
-    assert list(run.glob("tensorboard/plugins/profile/*/*.xplane.pb"))
+    assert main([*train, "--json", str(tmp_path / "losses.json")]) == 0
     figures = json.loads((tmp_path / "losses.json").read_text())
     assert {"loss", "loss_contrastive", "loss_vtm", "loss_vtg", "validation/t2v_r1"} <= set(figures)
 

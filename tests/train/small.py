@@ -1,6 +1,8 @@
 """A model and a data iterator small enough to train in tests."""
 
 import dataclasses
+import os
+import signal
 from typing import Any
 
 import jax
@@ -43,16 +45,19 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
 class Batches:
     """Batch n is that of seed n, for ever. The video is of floats, so that one can be a NaN without a new compilation.
 
-    `poisoned` is the step (from 1) whose video has a NaN, `dies_at` the one whose batch never comes.
+    `poisoned` is the step (from 1) whose video has a NaN, `dies_at` the one whose batch never comes, `stops_at` the one
+    with whose batch SIGTERM comes.
     """
 
-    def __init__(self, *, poisoned: int = 0, dies_at: int = 0) -> None:
-        self.taken, self.poisoned, self.dies_at = 0, poisoned, dies_at
+    def __init__(self, *, poisoned: int = 0, dies_at: int = 0, stops_at: int = 0) -> None:
+        self.taken, self.poisoned, self.dies_at, self.stops_at = 0, poisoned, dies_at, stops_at
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.taken += 1
         if self.taken == self.dies_at:
             raise KeyboardInterrupt
+        if self.taken == self.stops_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         batch = make_batch(self.taken)
         batch["video"] = batch["video"].astype(np.float32) / 255
         if self.taken == self.poisoned:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from small import Batches, small_model, small_training
 
 from stgt_jax.config import TrainConfig
-from stgt_jax.errors import STGTError
+from stgt_jax.errors import Preempted, STGTError
 from stgt_jax.train.checkpoint import load_config, load_params
 from stgt_jax.train.loop import train
 
@@ -76,6 +77,18 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert one_run(crashed_run, Batches(), resume=True) == final
     assert lines(crashed_run) == lines(workdir)
     jax.tree.map(np.testing.assert_array_equal, load_params(crashed_run, MODEL), load_params(workdir, MODEL))
+
+
+def test_sigterm_saves_the_step_it_came_in_and_the_same_call_goes_on(
+    whole_run: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match=rf"stopped as asked, with {tmp_path}/checkpoints/3 saved"):
+        one_run(tmp_path, Batches(stops_at=3))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert one_run(tmp_path, Batches()) == whole_run[1]
+    assert lines(tmp_path) == lines(whole_run[0])
 
 
 def test_resuming_a_finished_run_changes_nothing(whole_run: tuple[Path, dict[str, float]]) -> None:

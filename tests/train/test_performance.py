@@ -1,8 +1,10 @@
 """What a run tells of its time: step and input wait, goodput over several starts, and traces of the steps asked for."""
 
 import json
+import multiprocessing
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +143,28 @@ def run(workdir: Path, batches: Batches, **options: Any) -> None:
     train(MODEL, CONFIG, batches, workdir, devices=jax.devices()[:1], **options)
 
 
+def trace_two_runs(slow: Path, quick: Path, compiled: str) -> None:
+    jax.config.update("jax_compilation_cache_dir", compiled)
+    for workdir, batches, steps in ((slow, SlowBatches(dies_at=7), (6, 7)), (quick, Batches(dies_at=5), (2, 3))):
+        with pytest.raises(KeyboardInterrupt):
+            run(workdir, batches, profile_steps=steps)
+
+
 @pytest.fixture(scope="module")
-def crashed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on slow data, traced from step 6 on, that dies in the last step of its trace."""
-    workdir = tmp_path_factory.mktemp("crashed")
-    with pytest.raises(KeyboardInterrupt):
-        run(workdir, SlowBatches(dies_at=7), profile_steps=(6, 7))
-    return workdir
+def traced_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run on slow data, traced from step 6 on, that dies in the last step of its trace; a quick one, past its trace.
+
+    In a process of their own: where another test has loaded the TPU's compiler, jax's profiler looks for a TPU.
+    """
+    folders = tmp_path_factory.mktemp("slow"), tmp_path_factory.mktemp("quick")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(trace_two_runs, *folders, jax.config.jax_compilation_cache_dir).result()
+    return folders
+
+
+@pytest.fixture(scope="module")
+def crashed_run(traced_runs: tuple[Path, Path]) -> Path:
+    return traced_runs[0]
 
 
 def traced(workdir: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -191,11 +208,9 @@ def test_run_that_goes_on_after_the_steps_to_trace_says_so_and_traces_nothing(
     assert [line["step"] for line in performance(crashed_run)] == [0, 2, 4, 4, 6, 8, 9]
 
 
-def test_trace_has_all_of_its_steps_and_nothing_of_those_beside_them(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, Batches(dies_at=5), profile_steps=(2, 3))
-    assert traced_steps(tmp_path) == [2, 3]
-    figures = [figures for _, figures in traced(tmp_path) if figures.get("hlo_module") == "jit_train_step"]
+def test_trace_has_all_of_its_steps_and_nothing_of_those_beside_them(traced_runs: tuple[Path, Path]) -> None:
+    assert traced_steps(traced_runs[1]) == [2, 3]
+    figures = [figures for _, figures in traced(traced_runs[1]) if figures.get("hlo_module") == "jit_train_step"]
     counts = Counter(figure["hlo_op"] for figure in figures).values()
     assert min(counts) == 2 and all(count % 2 == 0 for count in counts)  # what is in a loop counts more often
 
