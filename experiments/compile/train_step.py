@@ -23,9 +23,10 @@ from experiments.compile.hlo import Module, parse_hlo
 from experiments.compile.topology import Topology, find_topology, slices_of
 from experiments.compile.traffic import hbm_bytes
 from experiments.recipes import Recipe
+from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import batch_layout
+from stgt_jax.sharding import batch_layout, make_mesh
 from stgt_jax.train.mesh import mesh_for
 from stgt_jax.train.state import abstract_state
 from stgt_jax.train.step import make_train_step
@@ -62,9 +63,9 @@ def compile_recipe(
     """
     text_length = text_length_of(recipe, text_length)
     topology = find_topology(topology_name, num_slices)
-    model = STGT(recipe.model)
-    mesh = mesh_for(model, recipe.train, topology.devices, topology.device.hbm_bytes)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # or the model is shaped with the host's kernels
+    model, any_mesh = STGT(recipe.model), make_mesh(MeshConfig(), topology.devices)
+    with jax.sharding.use_abstract_mesh(any_mesh.abstract_mesh):  # or the model is shaped with the host's kernels
+        mesh = mesh_for(model, recipe.train, topology.devices, topology.device.hbm_bytes)
         train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
         state = abstract_state(model, recipe.train, mesh)
     start = time.perf_counter()
