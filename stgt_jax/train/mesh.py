@@ -43,8 +43,7 @@ def choose_mesh(
       A config for `make_mesh`, which refuses what does not fit the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if memory is None and devices[0].platform != "cpu":
-        memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    memory = _memory_of_one(devices) if memory is None else memory
     asked = config.mesh
     if "auto" in (asked.fsdp, asked.sequence):
         possible = list(_possible(model, config, devices))
@@ -57,6 +56,12 @@ def choose_mesh(
     else:
         chosen = asked
     return _with_axes_that_divide(model, chosen, len(devices))
+
+
+def _memory_of_one(devices: Sequence[jax.Device]) -> float | None:
+    """Of the first device of this process, as it can ask no other; None where it does not tell."""
+    own = next((device for device in devices if device.process_index == jax.process_index()), None)
+    return ((own.memory_stats() if own else None) or {}).get("bytes_limit")
 
 
 def _possible(model: STGT, config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator[MeshConfig]:

@@ -5,6 +5,7 @@ import logging
 import types
 from typing import Any
 
+import jax
 import pytest
 
 from stgt_jax.config import GraphConfig, MeshConfig, ModelConfig, TrainConfig, VisionConfig, vit_g
@@ -48,6 +49,20 @@ def test_parameters_are_split_over_the_fewest_devices_that_hold_them(memory: flo
 def test_frames_are_split_where_there_are_more_devices_than_clips() -> None:
     assert choose(64, 32, 16 * GB) == MeshConfig(data=32, sequence=2)
     assert choose(64, 32, 16 * GB, MeshConfig(sequence="auto", tensor=2)) == MeshConfig(data=32, tensor=2)
+
+
+def test_memory_is_asked_of_a_device_of_this_process() -> None:
+    def told(limit: float) -> Any:
+        return lambda: {"bytes_limit": limit}
+
+    def refused() -> None:
+        raise RuntimeError("a device of another process")
+
+    mine = types.SimpleNamespace(process_index=jax.process_index(), memory_stats=told(6 * GB))
+    others = [types.SimpleNamespace(process_index=jax.process_index() + 1, memory_stats=refused) for _ in range(7)]
+    chosen = choose_mesh(PAPER, TrainConfig(batch_size=64, mesh=AUTO), [*others, mine])
+    assert chosen.fsdp == choose(8, 64, 6 * GB).fsdp > 1
+    assert choose_mesh(PAPER, TrainConfig(batch_size=64, mesh=AUTO), jax.devices()) == MeshConfig(data=8)  # CPUs
 
 
 def test_what_is_asked_for_stays() -> None:
