@@ -65,9 +65,10 @@ def _memory_of_one(devices: Sequence[jax.Device]) -> float | None:
 
 
 def _possible(model: STGT, config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator[MeshConfig]:
-    """The meshes of all devices whose axes divide the clips, the frames and the parameters; the fewest parts first."""
+    """The meshes of all devices that divide slices, clips, frames and parameters; those of the fewest parts first."""
     asked, count, clips = config.mesh, len(devices), config.batch_size // config.accumulation_steps
     own = sum(device.process_index == devices[0].process_index for device in devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     divisors = [n for n in range(1, count + 1) if count % n == 0]
     for sequence, fsdp in itertools.product(
         divisors if asked.sequence == "auto" else [asked.sequence], divisors if asked.fsdp == "auto" else [asked.fsdp]
@@ -77,6 +78,7 @@ def _possible(model: STGT, config: TrainConfig, devices: Sequence[jax.Device]) -
         if (
             data > 0
             and rest == 0
+            and data % slices == 0
             and asked.data in (-1, data)
             and clips % (data * fsdp) == 0
             and model.config.graph.num_frames % sequence == 0

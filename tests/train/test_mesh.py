@@ -65,6 +65,12 @@ def test_memory_is_asked_of_a_device_of_this_process() -> None:
     assert choose_mesh(PAPER, TrainConfig(batch_size=64, mesh=AUTO), jax.devices()) == MeshConfig(data=8)  # CPUs
 
 
+def test_parameters_are_split_within_a_slice_of_tpus() -> None:
+    two_slices = [types.SimpleNamespace(process_index=i // 4, slice_index=i // 8) for i in range(16)]
+    config = TrainConfig(batch_size=64, mesh=AUTO)
+    assert choose_mesh(PAPER, config, two_slices, 0.1 * GB) == MeshConfig(data=2, fsdp=8)  # too little for any
+
+
 def test_what_is_asked_for_stays() -> None:
     assert choose(64, 512, 2 * GB, MeshConfig(data=8, fsdp="auto")) == MeshConfig(data=8, fsdp=8)
     assert choose(64, 512, 2 * GB, MeshConfig(tensor=4)) == MeshConfig(tensor=4)
