@@ -1,8 +1,8 @@
 """The `stgt` command: one sub-command a task, each a few lines that call the package.
 
 What a user can mend ends as one line, `stgt: error: ...`, and exit status 2; a training that stopped because it was
-asked to (SIGTERM) says so and ends with 0. Whatever is slow to import (jax, grain) is
-imported inside the sub-command that needs it, so that `--help` and a refused option are quick.
+asked to (SIGTERM) says so and ends with 0. Whatever is slow to import (jax, grain) is imported inside the sub-command
+that needs it, so that `--help` and a refused option are quick.
 """
 
 import argparse

@@ -18,7 +18,6 @@ from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import batch_sharding
 from stgt_jax.train.loop import train
-from stgt_jax.train.mesh import mesh_for
 
 TRAIN_SPLIT = "train"
 VALIDATION_SPLITS = ("validation", "val", "test")  # the first that the shard set has
@@ -122,11 +121,10 @@ def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
     if split is None:
         return None
     model = STGT(recipe.model)
-    sharding = batch_sharding(mesh_for(model, recipe.train))
-    ways = sharding.num_devices
-    batch_size = -(-VALIDATION_BATCH // ways) * ways
 
     def evaluate(params: Any) -> dict[str, float]:
+        sharding = batch_sharding(jax.tree.leaves(params)[0].sharding.mesh)
+        batch_size = -(-VALIDATION_BATCH // sharding.num_devices) * sharding.num_devices
         batches = eval_batches(data, split, batch_size)
         # One candidate a query: re-ranking takes most of the time, and similarity alone tells how training goes.
         result = evaluate_retrieval(model, params, batches, k_test=1, rerank_batch_size=batch_size, sharding=sharding)

@@ -60,30 +60,44 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     axes = dataclasses.asdict(config)
     if "auto" in axes.values():
         raise STGTError(f"mesh={axes}: an axis is auto; take what stgt_jax.train.mesh.choose_mesh makes of it")
-    sizes = list(axes.values())
-    if -1 in sizes:
-        rest = len(devices) // -int(np.prod(sizes))  # the product is minus that of the other axes
-        sizes[sizes.index(-1)] = max(1, rest)
-    if int(np.prod(sizes)) != len(devices):
+    sizes = tuple(axis_sizes(config, len(devices)).values())
+    if math.prod(sizes) != len(devices):
         raise STGTError(
             f"mesh: {', '.join(f'{name}={size}' for name, size in axes.items())} makes"
-            f" {' x '.join(map(str, sizes))} = {int(np.prod(sizes))} devices but there are {len(devices)};"
+            f" {' x '.join(map(str, sizes))} = {math.prod(sizes)} devices but there are {len(devices)};"
             " choose axes that multiply to it, or -1 for one of them"
         )
-    own = sum(device.process_index == devices[0].process_index for device in devices)
+    own = devices_a_process(devices)
     if own % (parts := sizes[-1] * sizes[-2]):
         raise STGTError(
             f"mesh: sequence={sizes[-2]} x tensor={sizes[-1]} = {parts} devices share each clip, but a process has"
             f" {own} and loads its own clips; choose axes whose product divides that"
         )
     types = (AxisType.Auto,) * len(axes)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = len(set(map(slice_of, devices)))
     if slices == 1:
         return jax.make_mesh(sizes, tuple(axes), axis_types=types, devices=devices)
     if sizes[0] % slices:
         raise STGTError(f"mesh: data={sizes[0]} does not divide by the {slices} slices of TPUs, which it spans")
     within, between = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * len(sizes[1:]))
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), tuple(axes), axis_types=types)
+
+
+def axis_sizes(config: MeshConfig, count: int) -> dict[str, int]:
+    """The number of devices along each axis, of `count` in all: -1 is what the others leave, "auto" counts as 1."""
+    sizes = {axis: 1 if size == "auto" else size for axis, size in dataclasses.asdict(config).items()}
+    left = max(1, count // abs(math.prod(sizes.values())))
+    return {axis: left if size == -1 else size for axis, size in sizes.items()}
+
+
+def devices_a_process(devices: Sequence[jax.Device]) -> int:
+    """How many of `devices` a process has; all have equally many."""
+    return sum(device.process_index == devices[0].process_index for device in devices)
+
+
+def slice_of(device: jax.Device) -> int:
+    """The slice that a TPU belongs to; 0 for other devices."""
+    return getattr(device, "slice_index", 0)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -163,8 +177,7 @@ def param_shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, _spec(name, leaf.shape, mesh))
+        return NamedSharding(mesh, P(*(axes or None for axes in _layout(_name(path), leaf.shape, mesh.shape))))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
@@ -173,9 +186,8 @@ def bytes_held(tree: Any, sizes: Mapping[str, int]) -> int:
     """Bytes of a tree of shapes that each device would hold, were the mesh axes as long as `sizes` says."""
     total = 0
     for name, leaf in _named(tree):
-        names = _dimension_names(name, leaf.shape)
-        parts = [sizes[axis] for axes in _place(names, _trailing(leaf, names), sizes) for axis in axes]
-        total += math.prod(leaf.shape) * leaf.dtype.itemsize // math.prod(parts)
+        parts = math.prod(sizes[axis] for axes in _layout(name, leaf.shape, sizes) for axis in axes)
+        total += math.prod(leaf.shape) * leaf.dtype.itemsize // parts
     return total
 
 
@@ -186,28 +198,25 @@ def unsplit_params(tree: Any, sizes: Mapping[str, int]) -> list[str]:
     """
     found = []
     for name, leaf in _named(tree):
-        names = _dimension_names(name, leaf.shape)
-        wanted = {axis for dim in names for axis in AXES[dim] if sizes.get(axis, 1) > 1}
-        if wanted - {axis for axes in _place(names, _trailing(leaf, names), sizes) for axis in axes}:
+        wanted = {axis for dim in _dimension_names(name, leaf.shape) for axis in AXES[dim] if sizes.get(axis, 1) > 1}
+        if wanted.difference(*_layout(name, leaf.shape, sizes)):
             found.append(f"{name} {leaf.shape}")
     return found
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+    return [(_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _trailing(leaf: Any, names: tuple[str, ...]) -> tuple[int, ...]:
-    return leaf.shape[len(leaf.shape) - len(names) :]
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def _layout(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """The mesh axes of each dimension of a parameter; empty where it stays whole."""
     names = _dimension_names(name, shape)
-    if not names:
-        return P()
     leading = len(shape) - len(names)
-    return P(*[None] * leading, *[axes or None for axes in _place(names, shape[leading:], mesh.shape)])
+    return [()] * leading + _place(names, shape[leading:], sizes) if names else []
 
 
 def _dimension_names(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:

@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
 from experiments.compile.chips import CHIPS, Chip, parse_topology
 from stgt_jax.errors import STGTError
@@ -60,8 +58,3 @@ def find_topology(name: str, num_slices: int = 1) -> Topology:
         reason = str(error).splitlines()[0]
         raise STGTError(f"--topology={name}: libtpu knows no such slice ({reason})") from error
     return Topology(name, num_slices, num_chips * num_slices, tuple(devices))
-
-
-def slices_of(mesh: Mesh) -> list[int]:
-    """For each device in the order of the mesh, the slice it belongs to."""
-    return [getattr(device, "slice_index", 0) for device in np.ravel(mesh.devices)]

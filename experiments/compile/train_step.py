@@ -20,13 +20,13 @@ from experiments.bench.step import step_flops, text_length_of
 from experiments.compile.collectives import DCN, ICI, Collective, find_collectives
 from experiments.compile.flops import program_flops
 from experiments.compile.hlo import Module, parse_hlo
-from experiments.compile.topology import Topology, find_topology, slices_of
+from experiments.compile.topology import Topology, find_topology
 from experiments.compile.traffic import hbm_bytes
 from experiments.recipes import Recipe
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import batch_layout, make_mesh
+from stgt_jax.sharding import batch_layout, make_mesh, slice_of
 from stgt_jax.train.mesh import mesh_for
 from stgt_jax.train.state import abstract_state
 from stgt_jax.train.step import make_train_step
@@ -74,7 +74,7 @@ def compile_recipe(
     compiled, text = _compile(lowered)
     seconds = time.perf_counter() - start
     module = parse_hlo(text)
-    collectives = find_collectives(module, slices_of(mesh))
+    collectives = find_collectives(module, [slice_of(device) for device in mesh.devices.flat])
     flops = {"program": program_flops(module), "model": sum(step_flops(recipe, text_length).values()) / mesh.size}
     return {
         "topology": {

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from stgt_jax.config import MeshConfig, TrainConfig
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import bytes_held, make_mesh, unsplit_params
+from stgt_jax.sharding import axis_sizes, bytes_held, devices_a_process, make_mesh, slice_of, unsplit_params
 from stgt_jax.train.state import param_shapes, state_shapes
 
 STATE_SHARE = 0.5  # of a device's memory that the state and the gradients may take; the rest is for activations
@@ -43,19 +43,19 @@ def choose_mesh(
       A config for `make_mesh`, which refuses what does not fit the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
+    asked = config.mesh if config.mesh.fsdp == "auto" else _with_fsdp_that_divides(model, config.mesh, len(devices))
+    tensor = axis_sizes(asked, len(devices))["tensor"]
+    if whole := unsplit_params(param_shapes(model), {"tensor": tensor}):
+        _say(f"mesh: tensor={tensor} divides no dimension of {whole[0]} and {len(whole) - 1} others, which stay whole")
+    if "auto" not in (asked.fsdp, asked.sequence):
+        return asked
+    possible = list(_possible(model, config, asked, devices))
+    if not possible:  # what `make_mesh` will explain
+        return dataclasses.replace(asked, fsdp=_number(asked.fsdp), sequence=_number(asked.sequence))
     memory = _memory_of_one(devices) if memory is None else memory
-    asked = config.mesh
-    if "auto" in (asked.fsdp, asked.sequence):
-        possible = list(_possible(model, config, devices))
-        if not possible:  # what `make_mesh` will explain
-            return dataclasses.replace(asked, fsdp=_number(asked.fsdp), sequence=_number(asked.sequence))
-        needs = {mesh: _state_bytes(model, config, mesh) for mesh in possible}
-        fitting = [mesh for mesh in possible if memory is None or needs[mesh] <= memory * STATE_SHARE]
-        chosen = fitting[0] if fitting else min(possible, key=needs.__getitem__)
-        _say(f"mesh: auto is {', '.join(f'{axis}={n}' for axis, n in dataclasses.asdict(chosen).items())}")
-    else:
-        chosen = asked
-    return _with_axes_that_divide(model, chosen, len(devices))
+    chosen = possible[0] if memory is None else _first_that_fits(model, config, possible, memory)
+    _say(f"mesh: auto is {', '.join(f'{axis}={n}' for axis, n in dataclasses.asdict(chosen).items())}")
+    return chosen
 
 
 def _memory_of_one(devices: Sequence[jax.Device]) -> float | None:
@@ -64,14 +64,16 @@ def _memory_of_one(devices: Sequence[jax.Device]) -> float | None:
     return ((own.memory_stats() if own else None) or {}).get("bytes_limit")
 
 
-def _possible(model: STGT, config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator[MeshConfig]:
+def _possible(
+    model: STGT, config: TrainConfig, asked: MeshConfig, devices: Sequence[jax.Device]
+) -> Iterator[MeshConfig]:
     """The meshes of all devices that divide slices, clips, frames and parameters; those of the fewest parts first."""
-    asked, count, clips = config.mesh, len(devices), config.batch_size // config.accumulation_steps
-    own = sum(device.process_index == devices[0].process_index for device in devices)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    count, clips = len(devices), config.batch_size // config.accumulation_steps
+    own, slices = devices_a_process(devices), len(set(map(slice_of, devices)))
     divisors = [n for n in range(1, count + 1) if count % n == 0]
+    splitting = [n for n in divisors if not _unsplit_by_fsdp(model, n, asked.tensor)]
     for sequence, fsdp in itertools.product(
-        divisors if asked.sequence == "auto" else [asked.sequence], divisors if asked.fsdp == "auto" else [asked.fsdp]
+        divisors if asked.sequence == "auto" else [asked.sequence], splitting if asked.fsdp == "auto" else [asked.fsdp]
     ):
         assert isinstance(sequence, int) and isinstance(fsdp, int)
         data, rest = divmod(count, fsdp * sequence * asked.tensor)
@@ -83,34 +85,42 @@ def _possible(model: STGT, config: TrainConfig, devices: Sequence[jax.Device]) -
             and clips % (data * fsdp) == 0
             and model.config.graph.num_frames % sequence == 0
             and own % (sequence * asked.tensor) == 0
-            and not unsplit_params(param_shapes(model), {"fsdp": fsdp, "tensor": asked.tensor})
         ):
             yield MeshConfig(data, fsdp, sequence, asked.tensor)
 
 
-def _state_bytes(model: STGT, config: TrainConfig, mesh: MeshConfig) -> int:
-    """Of the train state and the gradients on each device."""
-    sizes, state = dataclasses.asdict(mesh), state_shapes(model, config)
-    return bytes_held(state, sizes) + bytes_held(state.params, sizes)
+def _first_that_fits(model: STGT, config: TrainConfig, meshes: Sequence[MeshConfig], memory: float) -> MeshConfig:
+    """The first whose devices hold the train state and the gradients; if none, the one whose devices hold least."""
+    state = state_shapes(model, config)
+
+    def held(mesh: MeshConfig) -> int:
+        sizes = dataclasses.asdict(mesh)
+        return bytes_held(state, sizes) + bytes_held(state.params, sizes)
+
+    fitting = (mesh for mesh in meshes if held(mesh) <= memory * STATE_SHARE)
+    return next(fitting, None) or min(meshes, key=held)
 
 
-def _with_axes_that_divide(model: STGT, mesh: MeshConfig, count: int) -> MeshConfig:
-    fsdp = mesh.fsdp if mesh.fsdp != -1 else count // max(1, mesh.data * _number(mesh.sequence) * mesh.tensor)
-    assert isinstance(fsdp, int)
-    if fsdp < 2 or not (unsplit := unsplit_params(param_shapes(model), {"fsdp": fsdp, "tensor": mesh.tensor})):
+def _with_fsdp_that_divides(model: STGT, mesh: MeshConfig, count: int) -> MeshConfig:
+    sizes = axis_sizes(mesh, count)
+    fsdp, tensor = sizes["fsdp"], sizes["tensor"]
+    unsplit = _unsplit_by_fsdp(model, fsdp, tensor)
+    if not unsplit:
         return mesh
-    divisors = [n for n in range(1, fsdp) if fsdp % n == 0]
-    splitting = [n for n in divisors if not unsplit_params(param_shapes(model), {"fsdp": n, "tensor": mesh.tensor})]
-    if not splitting:
-        _say(f"mesh: tensor={mesh.tensor} divides no dimension of {', '.join(unsplit)}: every device holds these whole")
-        return mesh
-    shorter = max(splitting)
+    shorter = max(n for n in range(1, fsdp) if fsdp % n == 0 and not _unsplit_by_fsdp(model, n, tensor))
     copies = fsdp // shorter
     _say(
         f"mesh: fsdp={fsdp} divides no dimension of {unsplit[0]}; parameters are split over fsdp={shorter} devices and"
         f" held {copies} times (data x {copies})"
     )
     return dataclasses.replace(mesh, fsdp=shorter, data=mesh.data if mesh.data == -1 else mesh.data * copies)
+
+
+def _unsplit_by_fsdp(model: STGT, fsdp: int, tensor: int) -> list[str]:
+    """Names of the parameters that an fsdp axis could not split; not those that a tensor axis alone cannot either."""
+    shapes = param_shapes(model)
+    by_tensor = unsplit_params(shapes, {"tensor": tensor})
+    return [name for name in unsplit_params(shapes, {"fsdp": fsdp, "tensor": tensor}) if name not in by_tensor]
 
 
 def _number(size: int | str) -> int:

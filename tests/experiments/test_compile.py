@@ -20,14 +20,14 @@ from experiments.compile.collectives import DCN, ICI, device_groups, find_collec
 from experiments.compile.flops import program_flops
 from experiments.compile.hlo import Array, Module, parse_hlo
 from experiments.compile.report import format_figures
-from experiments.compile.topology import find_topology, slices_of
+from experiments.compile.topology import find_topology
 from experiments.compile.traffic import hbm_bytes
 from experiments.compile.train_step import compile_recipe, refusal
 from experiments.options import apply_options
 from experiments.recipes import get_recipe
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
-from stgt_jax.sharding import make_mesh
+from stgt_jax.sharding import make_mesh, slice_of
 
 TINY = [*SMALL, "--vocab_size=64", "--batch_size=4", "--scan_layers=true", "--vision.depth=3"]
 needs_libtpu = pytest.mark.skipif(
@@ -289,7 +289,7 @@ def test_data_spans_the_slices_and_nothing_else_does():
     topology = find_topology("v5e:2x2", num_slices=2)
     assert topology.num_chips == 8
     mesh = make_mesh(MeshConfig(fsdp=2), topology.devices)
-    assert mesh.shape["data"] == 4 and slices_of(mesh) == [0] * 4 + [1] * 4
+    assert mesh.shape["data"] == 4 and [slice_of(device) for device in mesh.devices.flat] == [0] * 4 + [1] * 4
     with pytest.raises(STGTError, match="data=1 does not divide by the 2 slices"):
         make_mesh(MeshConfig(fsdp=8), topology.devices)
 

@@ -80,6 +80,7 @@ def test_fsdp_that_divides_no_dimension_is_cut_and_said(caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO)
     assert choose(256, 2048, 16 * GB, MeshConfig(fsdp=256)) == MeshConfig(fsdp=128)  # and data=2, all that is left
     assert choose(512, 2048, 16 * GB, MeshConfig(data=2, fsdp=256)) == MeshConfig(data=4, fsdp=128)
+    assert choose(256, 2048, 16 * GB, MeshConfig(fsdp=256, sequence="auto")) == MeshConfig(data=2, fsdp=128)
     assert "fsdp=256 divides no dimension of" in caplog.text and "1408, 1408)" in caplog.text
     assert "fsdp=128 devices and held 2 times" in caplog.text
 
@@ -96,6 +97,8 @@ def test_mesh_that_cannot_be_is_explained_by_its_axes() -> None:
 def test_parameters_no_axis_divides_are_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     odd = ModelConfig(vision=VisionConfig(width=44, num_heads=4, mlp_dim=44), graph=GraphConfig(num_heads=4))
-    choose(8, 32, 16 * GB, MeshConfig(tensor=8, fsdp=1), STGT(odd))
+    config = TrainConfig(batch_size=32, mesh=MeshConfig(tensor=8, fsdp="auto"))
+    assert choose_mesh(STGT(odd), config, devices(16, 8), 16 * GB) == MeshConfig(data=2, tensor=8)
+    assert "tensor=8 divides no dimension of" in caplog.text
     assert choose(24, 48, 16 * GB, MeshConfig(fsdp=3), STGT(odd)) == MeshConfig(fsdp=1)
     assert "fsdp=3 divides no dimension of" in caplog.text
