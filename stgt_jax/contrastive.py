@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from stgt_jax.config import LossConfig
+from stgt_jax.models.layers import normalize
 from stgt_jax.sharding import mesh_axes, mesh_to_split_over
 
 _NEVER = -1e30  # a logit whose softmax is 0
@@ -130,29 +131,30 @@ def _read(
     """This device's part, [b, Q, E] and [b, E] -> the readings of its videos against all texts, and of its texts."""
     local, num_queries = video_embed.shape[:2]
     videos = jnp.arange(local) + (local * jax.lax.axis_index(axes) if axes else 0)
-    video_mean = _normalize(video_embed.mean(axis=1))
-    others = _from_all(jnp.concatenate([text_embed, video_mean], axis=-1), axes)  # [B, 2E]
-    batch = others.shape[0]
+    csal = config.contrastive == "csal"
+    own = [text_embed, normalize(video_embed.mean(axis=1))] if csal else [text_embed]  # [b, E] each
+    others = [_from_all(x, axes) for x in own]  # [B, E] each
+    batch = others[0].shape[0]
     size = _block_length(batch, local * num_queries)
+    text_key, video_key = jax.random.split(rng)
 
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("logits", "best_query"))
-    def read_block(block: tuple[jax.Array, jax.Array]) -> tuple[Reading, Reading]:
-        texts, (text, mean) = block[0], jnp.split(block[1], 2, axis=-1)
-        logits = checkpoint_name(similarity(video_embed, text) / temperature, "logits")  # [b, size]
+    def read_block(block: tuple[jax.Array, list[jax.Array]]) -> tuple[Reading, Reading]:
+        texts, others = block
+        logits = checkpoint_name(similarity(video_embed, others[0]) / temperature, "logits")  # [b, size]
         own_pair = videos[:, None] == texts
-        if config.contrastive == "csal":
-            energies = csal_energies(video_mean @ mean.T, text_embed @ text.T)
+        if csal:
+            energies = csal_energies(own[1] @ others[1].T, own[0] @ others[0].T)
             energies = jax.lax.stop_gradient(energies) if config.csal_stop_gradient else energies
         else:
             energies = jnp.where(own_pair, 0.0, _NEVER)
         pairs = jnp.where(own_pair, _NEVER, jax.lax.stop_gradient(logits))
-        text_noise, video_noise = (_gumbel(key, videos, texts) for key in jax.random.split(rng))
         return (
-            _reading(logits, energies, pairs + text_noise, texts),
-            _reading(logits.T, energies.T, (pairs + video_noise).T, videos),
+            _reading(logits, energies, pairs + _gumbel(text_key, videos, texts), texts),
+            _reading(logits.T, energies.T, (pairs + _gumbel(video_key, videos, texts)).T, videos),
         )
 
-    blocks = jnp.arange(batch).reshape(-1, size), others.reshape(-1, size, others.shape[-1])
+    blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (jnp.arange(batch), others))
     by_video, by_text = jax.lax.map(read_block, blocks)  # [blocks, b], [blocks, size]
     return _merged(by_video), _merged(jax.tree.map(lambda x: _to_owners(x.reshape(-1), axes), by_text))
 
@@ -218,7 +220,3 @@ def _to_owners(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
         return x[None]
     devices = math.prod(jax.lax.axis_size(axis) for axis in axes)
     return jax.lax.all_to_all(x.reshape(devices, -1), axes, split_axis=0, concat_axis=0)
-
-
-def _normalize(x: jax.Array) -> jax.Array:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

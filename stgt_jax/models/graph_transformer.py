@@ -27,22 +27,15 @@ class GraphAttention(nn.Module):
     @nn.compact
     def __call__(self, nodes: jax.Array, num_frames: int, train: bool) -> jax.Array:
         config, width = self.config, nodes.shape[-1]
-        query, key, value = (
-            shard(
-                rearrange(
-                    nn.Dense(width, dtype=self.dtype, name=name)(nodes), "b n (h d) -> b n h d", h=config.num_heads
-                ),
-                "clip",
-                "node",
-                "head",
-                ...,
-            )
-            for name in ("query", "key", "value")
-        )
+
+        def heads(name: str) -> jax.Array:
+            y = nn.Dense(width, dtype=self.dtype, name=name)(nodes)
+            return shard(rearrange(y, "b n (h d) -> b n h d", h=config.num_heads), "clip", "node", "head", ...)
+
         y = graph_attention(
-            query,
-            key,
-            value,
+            heads("query"),
+            heads("key"),
+            heads("value"),
             nodes,
             num_frames=num_frames,
             sim_threshold=config.sim_threshold,

@@ -24,6 +24,12 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+def normalize(x: jax.Array) -> jax.Array:
+    """Vectors of norm 1 in float32, [..., D] -> [..., D]; a zero vector stays one."""
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm with float32 statistics, in the two-pass form: E[x^2] - E[x]^2 cancels where the mean is large."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from stgt_jax.config import ModelConfig
 from stgt_jax.models.graph_transformer import GraphTransformer
-from stgt_jax.models.layers import layer_norm
+from stgt_jax.models.layers import layer_norm, normalize
 from stgt_jax.models.qformer import QFormer
 from stgt_jax.models.vit import VisionTransformer
 
@@ -71,7 +71,7 @@ class STGT(nn.Module):
             "vit_tokens": vit_tokens,
             "graph_tokens": graph_tokens,
             "query_states": query_states,
-            "video_embed": _normalize(self.vision_proj(query_states)),
+            "video_embed": normalize(self.vision_proj(query_states)),
             "query_cache": query_cache,
         }
 
@@ -80,7 +80,7 @@ class STGT(nn.Module):
     ) -> dict[str, jax.Array]:
         """Encodes captions, ids and mask [B, S] -> text_state [B, H] of [CLS]; text_embed [B, E], float32 of norm 1."""
         text_state = self.qformer.encode_text(input_ids, attention_mask, train=train)[:, 0]
-        return {"text_state": text_state, "text_embed": _normalize(self.text_proj(text_state))}
+        return {"text_state": text_state, "text_embed": normalize(self.text_proj(text_state))}
 
     def match(
         self, graph_tokens: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
@@ -128,8 +128,3 @@ def generate(model: STGT, params: Any, query_cache: Any, *, max_length: int) -> 
         return ids.at[:, i].set(token), ended | (token == config.sep_token_id)
 
     return jax.lax.fori_loop(1, max_length, step, (ids, jnp.zeros(batch, bool)))[0]
-
-
-def _normalize(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
