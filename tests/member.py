@@ -1,6 +1,7 @@
 """One process of a run that only adds numbers, step after step: `member.py COORDINATOR NUM_PROCESSES ID [EVENT]`.
 
-EVENT is what befalls this process at step 3: it is `killed`, or `mistaken` (an error of its own).
+EVENT is what befalls this process: at step 3 it is `killed`, or `mistaken` (an error of its own), or it is too
+`impatient` to wait long for the others.
 """
 
 import os
@@ -17,6 +18,7 @@ from stgt_jax.errors import STGTError
 from stgt_jax.sharding import batch_sharding, make_mesh, replicated
 
 HEARTBEAT = 4
+PATIENCE = 2
 
 
 def add(event: str) -> None:
@@ -34,6 +36,8 @@ def add(event: str) -> None:
 
 if __name__ == "__main__":
     coordinator, num_processes, process_id, event = *sys.argv[1:4], (sys.argv[4:] or [""])[0]
+    if event == "impatient":
+        distributed.JOIN_TIMEOUT = PATIENCE
     try:
         with (
             distributed.joined(coordinator, int(num_processes), int(process_id), heartbeat_timeout=HEARTBEAT),

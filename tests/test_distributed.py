@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from member import HEARTBEAT
+from member import HEARTBEAT, PATIENCE
+from processes import environment, free_port
 
 from stgt_jax.distributed import joined
 from stgt_jax.errors import STGTError
@@ -62,7 +62,7 @@ def test_heartbeat_of_no_time_is_refused(asked):
 
 
 @pytest.mark.parametrize(
-    "environment",
+    "variables",
     [
         SLURM_STEP,
         {"OMPI_COMM_WORLD_SIZE": "4"},
@@ -70,8 +70,8 @@ def test_heartbeat_of_no_time_is_refused(asked):
         {"TPU_WORKER_HOSTNAMES": "t1k-0", "MEGASCALE_COORDINATOR_ADDRESS": "t1k-0"},
     ],
 )
-def test_environment_of_several_processes_leaves_the_rest_to_jax(asked, monkeypatch, environment):
-    for name, value in environment.items():
+def test_environment_of_several_processes_leaves_the_rest_to_jax(asked, monkeypatch, variables):
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with joined(heartbeat_timeout=7):
         pass
@@ -81,7 +81,7 @@ def test_environment_of_several_processes_leaves_the_rest_to_jax(asked, monkeypa
 
 
 @pytest.mark.parametrize(
-    "environment",
+    "variables",
     [
         {},
         SLURM_STEP | {"SLURM_STEP_NUM_TASKS": "1"},
@@ -91,8 +91,8 @@ def test_environment_of_several_processes_leaves_the_rest_to_jax(asked, monkeypa
         {"TPU_PROCESS_ADDRESSES": "local"},
     ],
 )
-def test_lone_process_stays_alone(asked, monkeypatch, environment):
-    for name, value in environment.items():
+def test_lone_process_stays_alone(asked, monkeypatch, variables):
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with joined():
         assert not asked
@@ -129,17 +129,13 @@ def test_failed_detection_says_what_to_set(asked, monkeypatch):
 class Members:
     """Real processes of `member.py`."""
 
-    def __init__(self, *events):
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            coordinator = f"127.0.0.1:{sock.getsockname()[1]}"
-        environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    def __init__(self, *events, num_processes=2):
+        coordinator = f"127.0.0.1:{free_port()}"
         self.processes = [
             subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("member.py"), coordinator, str(len(events)),
+                [sys.executable, Path(__file__).with_name("member.py"), coordinator, str(num_processes),
                  str(index), event],
-                env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                env=environment(devices=2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             )
             for index, event in enumerate(events)
         ]  # fmt: skip
@@ -172,3 +168,8 @@ def test_killed_process_ends_the_others_with_one_line(victim):
 def test_process_with_a_mistake_ends_with_it_and_the_others_with_it():
     (first, _), (status, (line,)) = Members("mistaken", "").end(ENDED_WITHIN)
     assert first == 1 and status == 1 and line.startswith(LOST)
+
+
+def test_process_that_nobody_joins_says_so():
+    ((status, (line,)),) = Members("impatient").end(within=0)
+    assert status == 1 and f"did not all come within {PATIENCE} s; start all of them" in line

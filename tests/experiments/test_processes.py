@@ -1,21 +1,17 @@
 """Real processes that train as one, on CPUs that pose as two devices each: alike, resumable, stopped and killed."""
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import environment, free_port
 from small_recipe import SMALL
 
-# Quick to compile: on CPUs only process 0 finds what was compiled before.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-ROOT = Path(__file__).parents[2]
 STEPS, HEARTBEAT = 12, 8
 STOPPED_WITHIN = 30  # seconds from SIGTERM to the end of all; a step takes 0.4 s, a checkpoint 1 s
 KILLED_WITHIN = HEARTBEAT + 20  # seconds from a process's death to the end of all others
@@ -33,12 +29,6 @@ class Run:
         said = Path(f"{workdir}_said")
         said.mkdir(exist_ok=True)
         self.workdir, self.files, self.processes = workdir, [], []
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FLAGS}",
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": str(ROOT),
-        }
         code = (
             [str(Path(__file__).with_name("paced_stgt.py"))]
             if paced
@@ -53,7 +43,9 @@ class Run:
             self.files.append(said / f"{index}.txt")
             own = ["--process-id", str(index)] if processes > 1 else []
             with self.files[-1].open("w") as file:
-                self.processes.append(subprocess.Popen([*command, *own], env=environment, stdout=file, stderr=file))
+                self.processes.append(
+                    subprocess.Popen([*command, *own], env=environment(devices), stdout=file, stderr=file)
+                )
 
     def reaches(self, step, within=120):
         wait_until(lambda: max(losses(self.workdir), default=0) >= step or self.ended(), within, self)
@@ -74,18 +66,10 @@ class Run:
         return self.files[index].read_text().splitlines()[-1]
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def wait_until(condition, within, run):
     deadline = time.monotonic() + within
     while not condition():
         if time.monotonic() > deadline:
-            for process in run.processes:
-                process.kill()
             pytest.fail(f"not within {within} s; the processes said:\n{run.said()}")
         time.sleep(0.05)
 
@@ -113,18 +97,32 @@ def assert_same_figures(workdir, reference):
 
 
 @pytest.fixture(scope="module")
-def reference(shards, tmp_path_factory):
+def start(shards):
+    """Starts a `Run` on the shards; none outlives the tests."""
+    runs = []
+
+    def run(workdir, *options, **kind):
+        runs.append(Run(shards, workdir, *options, **kind))
+        return runs[-1]
+
+    yield run
+    for process in [process for run in runs for process in run.processes]:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def reference(start, tmp_path_factory):
     """The folder of a run of one process on one device that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    run = Run(shards, workdir, processes=1, devices=1)
+    run = start(workdir, processes=1, devices=1)
     assert run.ends() == [0], run.said()
     return workdir
 
 
 @pytest.fixture(scope="module")
-def stopped(shards, tmp_path_factory):
+def stopped(start, tmp_path_factory):
     """A run of two processes of which one was sent SIGTERM, and the seconds it took them to end."""
-    run = Run(shards, tmp_path_factory.mktemp("stopped") / "run", paced=True)
+    run = start(tmp_path_factory.mktemp("stopped") / "run", paced=True)
     run.reaches(1)
     run.processes[1].send_signal(signal.SIGTERM)
     start = time.monotonic()
@@ -144,28 +142,26 @@ def test_sigterm_to_one_stops_all_at_one_step_with_a_checkpoint(stopped):
     assert seconds < STOPPED_WITHIN
     (step,) = checkpoints(run.workdir)
     assert max(losses(run.workdir)) == step < STEPS
-    for index in (0, 1):
-        assert "stopped as asked, with" in run.last_words(index) and f"checkpoints/{step} saved" in run.last_words(
-            index
-        )
+    for words in (run.last_words(0), run.last_words(1)):
+        assert "stopped as asked, with" in words and f"checkpoints/{step} saved" in words
 
 
-def test_same_command_goes_on_a_killed_one_ends_the_other_and_four_finish(shards, copy, reference):
+def test_same_command_goes_on_a_killed_one_ends_the_other_and_four_finish(start, copy, reference):
     (step,) = checkpoints(copy)
-    run = Run(shards, copy, paced=True)
+    run = start(copy, paced=True)
     run.reaches(step + 1)
     run.processes[1].kill()
     assert run.ends(within=KILLED_WITHIN) == [1, -signal.SIGKILL]
     assert f"was asked to stop after step {step}; going on from there" in run.said()
     assert run.last_words(0).startswith("stgt: error: another process of this run has ended")
 
-    run = Run(shards, copy, "--resume", processes=4)
+    run = start(copy, "--resume", processes=4)
     assert run.ends() == [0] * 4, run.said()
     assert_same_figures(copy, reference)
 
 
-def test_one_process_on_another_mesh_finishes_what_two_began(shards, copy, reference):
+def test_one_process_on_another_mesh_finishes_what_two_began(start, copy, reference):
     assert json.loads((copy / "checkpoints" / str(checkpoints(copy)[0]) / "loader" / "metadata").read_text())
-    run = Run(shards, copy, "--mesh.fsdp=2", processes=1)
+    run = start(copy, "--mesh.fsdp=2", processes=1)
     assert run.ends() == [0], run.said()
     assert_same_figures(copy, reference)

@@ -1,7 +1,6 @@
 """The README's commands, run in their order in an empty folder: small models and clips, but the very same words."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -12,20 +11,14 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
+from processes import ROOT, environment
 from small_recipe import SMALL
 
 from data_pipeline.moving_shapes import make_moving_shapes
 from experiments.options import apply_options
 from experiments.recipes import get_recipe
 
-ROOT = Path(__file__).parents[2]
 STGT = Path(sys.executable).with_name("stgt")
-# One device, as a newcomer's; what is compiled is kept where all tests keep it.
-ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
 # What makes a command quick, by how it begins.
 SMALLER = {
     **dict.fromkeys(("demo", "ablate", "pretrain", "bench step"), SMALL),
@@ -65,7 +58,7 @@ def ran(tmp_path_factory):
     for command in commands:
         words = shlex.split(command)[1:]
         small = next((options for begin, options in SMALLER.items() if command.startswith(f"stgt {begin}")), [])
-        done = subprocess.run([STGT, *words, *small], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+        done = subprocess.run([STGT, *words, *small], cwd=folder, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     return folder
 
@@ -86,8 +79,8 @@ def test_launch_would_run_the_training_that_the_line_says(script):
     place = next(i for i, word in enumerate(words) if word.endswith(script))
     recipe, *options = words[place + 1 :]
     settings = dict(word.split("=", 1) for word in words[:place] if word[0].isupper())
-    command, environment = [words[place], "--dry-run", recipe, *options], ENVIRONMENT | settings
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    command = [words[place], "--dry-run", recipe, *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment() | settings, capture_output=True, text=True, check=True)
     training = shlex.join(["pretrain", recipe, *options, "--resume"])
     assert any(shown.startswith(LAUNCHES[script]) and training in shown for shown in done.stdout.splitlines())
     assert options[0] == "--workdir"

@@ -1,37 +1,17 @@
 """Runs on gs://: the real libraries talk to a Google Cloud Storage that is a server of this test."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from fake_gcs import FakeGcs, fake_gcs
+from processes import ROOT, environment
 from small_recipe import SMALL
 
-from data_pipeline.build import build_shards
-from data_pipeline.moving_shapes import make_moving_shapes
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
 RUN, SHARDS = "gs://bucket/run", "gs://bucket/shards"
 TRAIN = ["pretrain", "moving_shapes_stage1", "--workdir", RUN, "--data.shards", SHARDS, *SMALL]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_moving_shapes(folder / "clips", num_train=16, num_test=4, image_size=32, num_frames=8, progress=False)
-    for split in ("train", "test"):
-        captions = folder / "clips" / split / "captions.csv"
-        options = {"num_kept_frames": 4, "resize": 32, "num_workers": 0, "progress": False}
-        build_shards(captions, folder / "shards", split=split, **options)
-    return folder / "shards"
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +27,10 @@ def store(shards):
 def stgt(store: FakeGcs, *argv: str) -> subprocess.CompletedProcess[str]:
     """Runs a command in a process of its own: the libraries read the server's address once."""
     code = "import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))"
-    command, environment = [sys.executable, "-c", code, *argv], ENVIRONMENT | store.environment
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, *argv]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment() | store.environment, capture_output=True, text=True, check=False
+    )
 
 
 def metrics(store: FakeGcs) -> list[int]:
