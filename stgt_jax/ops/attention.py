@@ -3,19 +3,19 @@
 import functools
 import logging
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from stgt_jax.ops import attention_tpu
+from stgt_jax.ops import attention_gpu, attention_tpu
 from stgt_jax.ops.platform import target_platform
 from stgt_jax.sharding import mesh_axes, mesh_to_split_over
 
 # The scores of smaller frames are so few that XLA's own fusions do.
 _MIN_FUSED_LENGTH = 128
-_CUDNN_MAX_HEAD_DIM = 128
+_KERNELS: dict[str, ModuleType] = {"tpu": attention_tpu, "gpu": attention_gpu}  # of a platform
 
 
 def attention(
@@ -68,24 +68,17 @@ def attention(
 
 def _attend_within_frames(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """[B, T, S, heads, d] each -> the same, on one device."""
-    platform, library = target_platform(), None
-    if query.shape[2] >= _MIN_FUSED_LENGTH and platform == "tpu":
-        if not (unfit := attention_tpu.unfit(query)):
-            return attention_tpu.attention(query, key, value)
+    kernel = _KERNELS.get(target_platform())
+    if kernel and query.shape[2] >= _MIN_FUSED_LENGTH:
+        if not (unfit := kernel.unfit(query)):
+            return kernel.attention(query, key, value)
         _warn(unfit)
-    elif query.shape[2] >= _MIN_FUSED_LENGTH and platform == "gpu" and _fits_cudnn(query):
-        library = "cudnn"
-    return jax.vmap(functools.partial(jax.nn.dot_product_attention, implementation=library))(query, key, value)
+    return jax.vmap(jax.nn.dot_product_attention)(query, key, value)
 
 
 @functools.cache
 def _warn(unfit: str) -> None:
-    logging.getLogger(__name__).warning("attention within frames runs in plain XLA: the TPU kernel %s", unfit)
-
-
-def _fits_cudnn(query: jax.Array) -> bool:
-    *_, head_dim = query.shape
-    return query.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM
+    logging.getLogger(__name__).warning("attention within frames runs in plain XLA: the fused kernel %s", unfit)
 
 
 def _on_each_device(attend: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:

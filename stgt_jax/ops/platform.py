@@ -2,6 +2,8 @@
 
 import jax
 
+_MIN_COMPUTE_CAPABILITY = 8.0  # of Triton and of cuDNN's fused attention
+
 
 def target_platform() -> str:
     """That of the mesh in use, which may be compiled for without being there; else that of the default device.
@@ -13,6 +15,18 @@ def target_platform() -> str:
     if platform in ("gpu", "cuda", "rocm"):
         return "rocm" if "AMD" in getattr(device, "device_kind", "") or platform == "rocm" else "gpu"
     return platform
+
+
+def unfit_gpu() -> str:
+    """Why no fused kernel can run on the NVIDIA GPU in use; empty where it can, and where it is not on this machine."""
+    try:
+        device, *_ = jax.local_devices(backend="gpu")
+    except RuntimeError:
+        return ""
+    capability = str(device.compute_capability)
+    if float(capability) >= _MIN_COMPUTE_CAPABILITY:
+        return ""
+    return f"needs a GPU of compute capability {_MIN_COMPUTE_CAPABILITY} (Ampere) or newer, not of {capability}"
 
 
 def _default_device() -> jax.Device | str:

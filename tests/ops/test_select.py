@@ -2,6 +2,7 @@
 
 import logging
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,15 @@ def test_what_the_kernel_cannot_take_goes_to_plain_xla_unless_forced(on) -> None
     assert select.choose("auto", TOO_WIDE) is banded
     with pytest.raises(STGTError, match=r"implementation='pallas_gpu' has no tile for heads of 256.*'banded'"):
         select.choose("pallas_gpu", TOO_WIDE)
+
+
+def test_gpu_too_old_for_triton_has_plain_xla(on, monkeypatch: pytest.MonkeyPatch) -> None:
+    on("gpu")
+    monkeypatch.setattr(pallas_gpu, "target_platform", lambda: "gpu")
+    for capability, module in (("7.5", banded), ("8.0", pallas_gpu), ("10.0", pallas_gpu)):
+        device = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "local_devices", lambda backend, device=device: [device])
+        assert select.choose("auto", QUERY) is module
 
 
 def test_log_says_once_what_runs_and_why(on, caplog: pytest.LogCaptureFixture) -> None:

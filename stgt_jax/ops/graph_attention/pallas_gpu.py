@@ -25,7 +25,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from stgt_jax.ops.graph_attention.dropout import keep_scale
 from stgt_jax.ops.graph_attention.graph import NO_EDGE
-from stgt_jax.ops.platform import target_platform
+from stgt_jax.ops.platform import target_platform, unfit_gpu
 
 # Scores are in units of log(2) inside the kernels: exp2 is one instruction, exp is several.
 _LOG2_E = math.log2(math.e)
@@ -69,7 +69,7 @@ def unfit(query: jax.Array) -> str:
         return f"takes no {query.dtype}"
     if query.shape[-1] > _MAX_HEAD_DIM:
         return f"has no tile for heads of {query.shape[-1]}, which is more than {_MAX_HEAD_DIM}"
-    return ""
+    return unfit_gpu() if target_platform() == "gpu" else ""
 
 
 def forward(
