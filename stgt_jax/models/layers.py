@@ -3,6 +3,7 @@
 Letters: B any batch, S sequence, D width. Parameters are float32; `dtype` is that of the computation.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -19,9 +20,26 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+@jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact GELU x Phi(x), computed in float32.
+
+    jax.nn.gelu writes it with erfc, so large an expression that compilers break it into two passes over memory, and
+    keeps several arrays for the gradient instead of its slope alone.
+    """
+    return (x * _normal_cdf(x)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    y = x.astype(jnp.float32)
+    slope = _normal_cdf(x) + y * jnp.exp(-0.5 * y * y) / math.sqrt(2.0 * math.pi)
+    return gelu(x), dx * slope.astype(x.dtype)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + jax.lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
 
 
 def normalize(x: jax.Array) -> jax.Array:
