@@ -36,6 +36,11 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+# XLA's compiler for NVIDIA GPUs stands apart: with it on the path JAX looks for a GPU at every start.
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-test.txt
+ifeq ($(shell uname -s),Linux)
+	version=$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)') && \
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/cuda "jax-cuda13-plugin==$$version" nvidia-cuda-nvcc
+endif
 	touch $@

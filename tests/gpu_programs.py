@@ -1,0 +1,107 @@
+"""Compiles for NVIDIA H100s that are not there, and prints the name of each program and the kernels it calls, as JSON.
+
+A process of its own: with XLA's CUDA compiler on the path JAX looks for a GPU at every start.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from jax.experimental import topologies
+
+from stgt_jax.config import (
+    GraphConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    QFormerConfig,
+    TrainConfig,
+    VisionConfig,
+)  # fmt: skip
+from stgt_jax.models.stgt import STGT
+from stgt_jax.ops.attention import attention
+from stgt_jax.ops.graph_attention import graph_attention
+from stgt_jax.sharding import batch_layout, make_mesh, replicated
+from stgt_jax.train.state import abstract_state
+from stgt_jax.train.step import make_train_step
+
+# Without a GPU to try them on, XLA's own kernels for small products can have no tiles.
+LIBRARY_PRODUCTS = {"xla_gpu_enable_triton_gemm": False}
+CUDNN_VERSION = 91000  # of a library that need not be there either: only its kernels' names go into a program
+
+
+def h100s(count: int) -> tuple[jax.Device, ...]:
+    jax.devices()  # or the compiler is not registered yet
+    target = Path(__file__).with_name("h100.txtpb").read_text()
+    form = {"target_config": target, "topology": f"1x1x{count}"}
+    return tuple(topologies.get_topology_desc(platform="cuda", topology_name="h100", **form).devices)
+
+
+def with_backward(function, mesh, *shapes):
+    def run(arrays, d_out):
+        out, pull_back = jax.vjp(function, *arrays)
+        return out, pull_back(d_out)
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=replicated(mesh)) for shape in shapes]
+    return jax.jit(run).lower(arrays, arrays[0])
+
+
+def graph_attention_program(mesh):
+    """At the published width, 8 frames."""
+    nodes = (1, 8 * 256, 16, 88)
+
+    def run(query, key, value, nodes):
+        options = {"num_frames": 8, "sim_threshold": 0.1, "dropout_rate": 0.1, "dropout_rng": jax.random.key(0)}
+        return graph_attention(query, key, value, nodes, **options)
+
+    return with_backward(run, mesh, nodes, nodes, nodes, (1, 8 * 256, 1408))
+
+
+def frames_program(mesh):
+    """A frame's 257 tokens at the published width."""
+    return with_backward(attention, mesh, *[(1, 8, 257, 16, 88)] * 3)
+
+
+def train_step_program(mesh):
+    """Both losses' step differs little; a small model with frames long enough for every kernel, split three ways."""
+    model = STGT(
+        ModelConfig(
+            vision=VisionConfig(image_size=168, width=176, depth=1, num_heads=2, mlp_dim=352),
+            graph=GraphConfig(num_layers=1, num_heads=2, num_frames=4),
+            qformer=QFormerConfig(depth=2, width=64, num_heads=2, mlp_dim=128, vocab_size=64, sep_token_id=2),
+            embed_dim=32,
+            dtype="bfloat16",
+        )
+    )
+    config = TrainConfig(batch_size=8, loss=LossConfig(contrastive="csal"), optimizer=OptimizerConfig())
+    layout = batch_layout(mesh)
+    shapes = {"video": ((8, 4, 168, 168, 3), jnp.uint8)}
+    shapes |= dict.fromkeys(("input_ids", "attention_mask"), ((8, 16), jnp.int32))
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=layout[name]) for name, shape in shapes.items()}
+    return make_train_step(model, config, mesh).lower(abstract_state(model, config, mesh), batch)
+
+
+PROGRAMS = {
+    "graph attention": (graph_attention_program, MeshConfig()),
+    "frames": (frames_program, MeshConfig()),
+    "train step": (train_step_program, MeshConfig(fsdp=2, sequence=2)),
+}
+
+
+def main() -> None:
+    cudnn.check_cudnn_version = lambda: CUDNN_VERSION
+    calls = {}
+    for name, (program, axes) in PROGRAMS.items():
+        mesh = make_mesh(axes, h100s(8 if axes != MeshConfig() else 1))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            text = program(mesh).compile(compiler_options=LIBRARY_PRODUCTS).as_text()
+        calls[name] = re.findall(r'custom_call_target="([^"]*)"', text)
+    print(json.dumps(calls))
+
+
+if __name__ == "__main__":
+    main()
