@@ -1,4 +1,4 @@
-"""Compiles for NVIDIA H100s that are not there, and prints the name of each program and the kernels it calls, as JSON.
+"""Compiles for NVIDIA GPUs that are not there, and prints the name of each program and the kernels it calls, as JSON.
 
 A process of its own: with XLA's CUDA compiler on the path JAX looks for a GPU at every start.
 """
@@ -31,26 +31,28 @@ from stgt_jax.train.step import make_train_step
 
 # Without a GPU to try them on, XLA's own kernels for small products can have no tiles.
 LIBRARY_PRODUCTS = {"xla_gpu_enable_triton_gemm": False}
+HOPPER = Path(__file__).with_name("h100.txtpb").read_text()
+# As far as the kernels are concerned: of all GPUs they run on, Ada's and the smaller Amperes have the least memory.
+ADA = HOPPER.replace("232448", "101376").replace("9 feature_extension: ACCELERATED_FEATURES", "8 minor: 9")
 CUDNN_VERSION = 91000  # of a library that need not be there either: only its kernels' names go into a program
 
 
-def h100s(count: int) -> tuple[jax.Device, ...]:
+def gpus(target: str, count: int) -> tuple[jax.Device, ...]:
     jax.devices()  # or the compiler is not registered yet
-    target = Path(__file__).with_name("h100.txtpb").read_text()
     form = {"target_config": target, "topology": f"1x1x{count}"}
-    return tuple(topologies.get_topology_desc(platform="cuda", topology_name="h100", **form).devices)
+    return tuple(topologies.get_topology_desc(platform="cuda", topology_name="gpu", **form).devices)
 
 
-def with_backward(function, mesh, *shapes):
+def with_backward(function, mesh, *shapes, dtype=jnp.bfloat16):
     def run(arrays, d_out):
         out, pull_back = jax.vjp(function, *arrays)
         return out, pull_back(d_out)
 
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=replicated(mesh)) for shape in shapes]
+    arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh)) for shape in shapes]
     return jax.jit(run).lower(arrays, arrays[0])
 
 
-def graph_attention_program(mesh):
+def graph_attention_program(mesh, dtype=jnp.bfloat16):
     """At the published width, 8 frames."""
     nodes = (1, 8 * 256, 16, 88)
 
@@ -58,7 +60,11 @@ def graph_attention_program(mesh):
         options = {"num_frames": 8, "sim_threshold": 0.1, "dropout_rate": 0.1, "dropout_rng": jax.random.key(0)}
         return graph_attention(query, key, value, nodes, **options)
 
-    return with_backward(run, mesh, nodes, nodes, nodes, (1, 8 * 256, 1408))
+    return with_backward(run, mesh, nodes, nodes, nodes, (1, 8 * 256, 1408), dtype=dtype)
+
+
+def float32_graph_attention_program(mesh):
+    return graph_attention_program(mesh, jnp.float32)
 
 
 def frames_program(mesh):
@@ -85,18 +91,20 @@ def train_step_program(mesh):
     return make_train_step(model, config, mesh).lower(abstract_state(model, config, mesh), batch)
 
 
-PROGRAMS = {
-    "graph attention": (graph_attention_program, MeshConfig()),
-    "frames": (frames_program, MeshConfig()),
-    "train step": (train_step_program, MeshConfig(fsdp=2, sequence=2)),
+PROGRAMS = {  # with the GPU, how many of it and their mesh
+    "graph attention": (graph_attention_program, HOPPER, 1, MeshConfig()),
+    "graph attention on Ada": (graph_attention_program, ADA, 1, MeshConfig()),
+    "graph attention in float32 on Ada": (float32_graph_attention_program, ADA, 1, MeshConfig()),
+    "frames": (frames_program, HOPPER, 1, MeshConfig()),
+    "train step": (train_step_program, HOPPER, 8, MeshConfig(fsdp=2, sequence=2)),
 }
 
 
 def main() -> None:
     cudnn.check_cudnn_version = lambda: CUDNN_VERSION
     calls = {}
-    for name, (program, axes) in PROGRAMS.items():
-        mesh = make_mesh(axes, h100s(8 if axes != MeshConfig() else 1))
+    for name, (program, target, count, axes) in PROGRAMS.items():
+        mesh = make_mesh(axes, gpus(target, count))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             text = program(mesh).compile(compiler_options=LIBRARY_PRODUCTS).as_text()
         calls[name] = re.findall(r'custom_call_target="([^"]*)"', text)

@@ -32,11 +32,15 @@ _LOG2_E = math.log2(math.e)
 
 _MIN_SIDE = 16  # of what tensor cores multiply
 _MAX_HEAD_DIM = 128
-# Larger tiles read the others less often. With 128 nodes of 88 in bfloat16 no kernel spills registers on Hopper (240 of
+# Larger tiles read the others less often. With 128 nodes of 88 in bfloat16 no kernel spills registers on Hopper (246 of
 # 255 are used; a few with dropout), and shared memory of 113 KiB suffices, of 89 KiB on Ampere and Ada.
 _MAX_TILE_BYTES = 128 * 96 * 2
 _NUM_WARPS = 8
 _NUM_STAGES = 2
+# Products of float32 are full ones, outside the tensor cores, and take whole rows into registers: in larger tiles they
+# spill by the kilobyte, and need more shared memory than Ada has.
+_FLOAT32_SIDE = 32
+_FLOAT32_NUM_WARPS = 4
 
 _Chunks = tuple[jax.Array, ...]  # of an array [nodes, d]
 _Operand = tuple[Any, pl.BlockSpec]  # an array, or the shape of a result, and what of it a program sees
@@ -49,6 +53,7 @@ class _Plan:
     own: int  # nodes of the tile that a program owns
     other: int  # nodes of the tiles that it walks over
     beyond: int  # key frames before the first frame that attends: 0 or 1
+    num_warps: int
     patches: int  # P, without padding
     head_dim: int
     dropout_rate: float
@@ -57,10 +62,16 @@ class _Plan:
     def of(cls, query: jax.Array, key: jax.Array, dropout_rate: float) -> "_Plan":
         """For a query [B, T, P, H, d] and a key [B, Tk, P, H, d]."""
         patches, _, head_dim = query.shape[2:]
-        fitting = _MAX_TILE_BYTES // (_chunks(head_dim)[-1].stop * query.dtype.itemsize)
-        own = max(_MIN_SIDE, min(128, _power_of_two_up_to(fitting), pl.next_power_of_2(patches)))
+        side = max(_MIN_SIDE, pl.next_power_of_2(patches))
+        if query.dtype == jnp.float32:
+            own = other = min(_FLOAT32_SIDE, side)
+            num_warps = _FLOAT32_NUM_WARPS
+        else:
+            fitting = _MAX_TILE_BYTES // (_chunks(head_dim)[-1].stop * query.dtype.itemsize)
+            own = min(128, _power_of_two_up_to(fitting), side)
+            other, num_warps = max(_MIN_SIDE, own // 2), _NUM_WARPS
         beyond = (key.shape[1] - query.shape[1]) // 2
-        return cls(own, max(_MIN_SIDE, own // 2), beyond, patches, head_dim, dropout_rate)
+        return cls(own, other, beyond, num_warps, patches, head_dim, dropout_rate)
 
 
 def unfit(query: jax.Array) -> str:
@@ -141,7 +152,7 @@ def _launch(kernel: Callable, plan: _Plan, operands: list[_Operand], results: li
         in_specs=[spec for _, spec in operands],
         out_specs=[spec for _, spec in results],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in results],
-        compiler_params=plgpu.CompilerParams(num_warps=_NUM_WARPS, num_stages=_NUM_STAGES),
+        compiler_params=plgpu.CompilerParams(num_warps=plan.num_warps, num_stages=_NUM_STAGES),
         interpret=target_platform() != "gpu",
     )(*(x for x, _ in operands))
 
