@@ -21,7 +21,7 @@ from stgt_jax.config import (
     QFormerConfig,
     TrainConfig,
     VisionConfig,
-)  # fmt: skip
+)
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.attention import attention
 from stgt_jax.ops.graph_attention import graph_attention
