@@ -12,20 +12,14 @@ import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
-from stgt_jax.config import (
-    GraphConfig,
-    LossConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimizerConfig,
-    QFormerConfig,
-    TrainConfig,
-    VisionConfig,
-)
+from experiments.compile.train_step import abstract_batch
+from experiments.options import apply_options
+from experiments.recipes import get_recipe
+from stgt_jax.config import MeshConfig
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.attention import attention
 from stgt_jax.ops.graph_attention import graph_attention
-from stgt_jax.sharding import batch_layout, make_mesh, replicated
+from stgt_jax.sharding import make_mesh, replicated
 from stgt_jax.train.state import abstract_state
 from stgt_jax.train.step import make_train_step
 
@@ -34,6 +28,11 @@ LIBRARY_PRODUCTS = {"xla_gpu_enable_triton_gemm": False}
 HOPPER = Path(__file__).with_name("h100.txtpb").read_text()
 # As far as the kernels are concerned: of all GPUs they run on, Ada's and the smaller Amperes have the least memory.
 ADA = HOPPER.replace("232448", "101376").replace("9 feature_extension: ACCELERATED_FEATURES", "8 minor: 9")
+SMALLER = [
+    "--batch_size=8", "--model.graph.num_frames=4", "--data.num_frames=4", "--model.vision.image_size=168",
+    "--data.image_size=168", "--vision.width=176", "--vision.depth=1", "--vision.num_heads=2", "--vision.mlp_dim=352",
+    "--graph.num_heads=2", "--qformer.width=64", "--qformer.depth=2", "--qformer.num_heads=2", "--qformer.mlp_dim=128",
+]  # fmt: skip
 CUDNN_VERSION = 91000  # of a library that need not be there either: only its kernels' names go into a program
 
 
@@ -73,22 +72,11 @@ def frames_program(mesh):
 
 
 def train_step_program(mesh):
-    """Both losses' step differs little; a small model with frames long enough for every kernel, split three ways."""
-    model = STGT(
-        ModelConfig(
-            vision=VisionConfig(image_size=168, width=176, depth=1, num_heads=2, mlp_dim=352),
-            graph=GraphConfig(num_layers=1, num_heads=2, num_frames=4),
-            qformer=QFormerConfig(depth=2, width=64, num_heads=2, mlp_dim=128, vocab_size=64, sep_token_id=2),
-            embed_dim=32,
-            dtype="bfloat16",
-        )
-    )
-    config = TrainConfig(batch_size=8, loss=LossConfig(contrastive="csal"), optimizer=OptimizerConfig())
-    layout = batch_layout(mesh)
-    shapes = {"video": ((8, 4, 168, 168, 3), jnp.uint8)}
-    shapes |= dict.fromkeys(("input_ids", "attention_mask"), ((8, 16), jnp.int32))
-    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=layout[name]) for name, shape in shapes.items()}
-    return make_train_step(model, config, mesh).lower(abstract_state(model, config, mesh), batch)
+    """Of the paper's second stage, smaller, with frames long enough for every kernel, split three ways."""
+    recipe = apply_options(get_recipe("paper_stage2"), SMALLER)
+    model = STGT(recipe.model)
+    step, state = make_train_step(model, recipe.train, mesh), abstract_state(model, recipe.train, mesh)
+    return step.lower(state, abstract_batch(recipe, mesh, text_length=16))
 
 
 PROGRAMS = {  # with the GPU, how many of it and their mesh

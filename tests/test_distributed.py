@@ -127,14 +127,13 @@ def test_failed_detection_says_what_to_set(asked, monkeypatch):
 
 
 class Members:
-    """Real processes of `member.py`."""
+    """Real processes of `member.py`, of a run of two; an event for each that is started."""
 
-    def __init__(self, *events, num_processes=2):
+    def __init__(self, *events):
         coordinator = f"127.0.0.1:{free_port()}"
         self.processes = [
             subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("member.py"), coordinator, str(num_processes),
-                 str(index), event],
+                [sys.executable, Path(__file__).with_name("member.py"), coordinator, "2", str(index), event],
                 env=environment(devices=2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             )
             for index, event in enumerate(events)

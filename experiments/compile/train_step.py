@@ -69,7 +69,7 @@ def compile_recipe(
         train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
         state = abstract_state(model, recipe.train, mesh)
     start = time.perf_counter()
-    lowered = train_step.lower(state, _abstract_batch(recipe, mesh, text_length))
+    lowered = train_step.lower(state, abstract_batch(recipe, mesh, text_length))
     lower_seconds = time.perf_counter() - start
     compiled, text = _compile(lowered)
     seconds = time.perf_counter() - start
@@ -101,7 +101,7 @@ def compile_recipe(
     }
 
 
-def _abstract_batch(recipe: Recipe, mesh: Mesh, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(recipe: Recipe, mesh: Mesh, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch as `shard_batch` gives it, in shape alone."""
     data, clips = recipe.data, recipe.train.batch_size
     shapes = {

@@ -18,7 +18,12 @@ def target_platform() -> str:
 
 
 def unfit_gpu() -> str:
-    """Why no fused kernel can run on the NVIDIA GPU in use; empty where it can, and where it is not on this machine."""
+    """Why no fused kernel can run on the NVIDIA GPU in use.
+
+    Empty where one can, where the target is another platform, and where it is a GPU that this machine does not have.
+    """
+    if target_platform() != "gpu":
+        return ""
     try:
         device, *_ = jax.local_devices(backend="gpu")
     except RuntimeError:

@@ -1,7 +1,5 @@
 """Attention's fused kernels against XLA's, the TPU's interpreted; and which sequences take a kernel at all."""
 
-import types
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -75,18 +73,6 @@ def test_frames_take_the_kernel_on_tpus_and_nothing_else_does() -> None:
     assert kernels_in("cpu", "cpu", 1, 2, 257, 2, 88) == 0
 
 
-@pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch):
-    """Returns the function that pretends to trace for an NVIDIA GPU of a compute capability."""
-
-    def pretend(capability: str) -> None:
-        monkeypatch.setattr(module, "target_platform", lambda: "gpu")
-        device = types.SimpleNamespace(compute_capability=capability)
-        monkeypatch.setattr(jax, "local_devices", lambda backend: [device])
-
-    return pretend
-
-
 @pytest.mark.parametrize("length", [17, 130])
 def test_odd_and_even_frames_have_cudnn_gradients(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is handed to the library is XLA's to compute here; it must be even where there is a gradient."""
@@ -105,14 +91,18 @@ def test_odd_and_even_frames_have_cudnn_gradients(length: int, monkeypatch: pyte
     chex.assert_trees_all_close((out, with_backward), (exact[0], exact), rtol=1e-5, atol=1e-5)
 
 
-def test_cudnn_takes_16_bits_and_heads_of_multiples_of_8_on_ampere(on_gpu, caplog: pytest.LogCaptureFixture) -> None:
+def test_cudnn_takes_16_bits_and_heads_of_multiples_of_8_on_ampere(
+    gpu_of, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "target_platform", lambda: "gpu")
+
     def takes(length: int, head_dim: int, dtype=jnp.bfloat16) -> bool:
         query = jax.ShapeDtypeStruct((1, 2, length, 2, head_dim), dtype)
         return "custom_vjp_call" in str(jax.make_jaxpr(lambda *x: attention(*x))(query, query, query))
 
-    on_gpu("8.0")
+    gpu_of("8.0")
     assert takes(257, 88) and not takes(32, 88)
     assert not takes(257, 88, jnp.float32) and not takes(257, 90) and not takes(257, 136)
-    on_gpu("7.5")
+    gpu_of("7.5")
     assert not takes(257, 88)
     assert "compute capability 8.0 (Ampere) or newer, not of 7.5" in caplog.text

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +34,10 @@ def test_what_the_kernel_cannot_take_goes_to_plain_xla_unless_forced(on) -> None
         select.choose("pallas_gpu", TOO_WIDE)
 
 
-def test_gpu_too_old_for_triton_has_plain_xla(on, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_too_old_for_triton_has_plain_xla(on, gpu_of) -> None:
     on("gpu")
-    monkeypatch.setattr(pallas_gpu, "target_platform", lambda: "gpu")
     for capability, module in (("7.5", banded), ("8.0", pallas_gpu), ("10.0", pallas_gpu)):
-        device = types.SimpleNamespace(compute_capability=capability)
-        monkeypatch.setattr(jax, "local_devices", lambda backend, device=device: [device])
+        gpu_of(capability)
         assert select.choose("auto", QUERY) is module
 
 

@@ -80,7 +80,7 @@ def unfit(query: jax.Array) -> str:
         return f"takes no {query.dtype}"
     if query.shape[-1] > _MAX_HEAD_DIM:
         return f"has no tile for heads of {query.shape[-1]}, which is more than {_MAX_HEAD_DIM}"
-    return unfit_gpu() if target_platform() == "gpu" else ""
+    return unfit_gpu()
 
 
 def forward(
