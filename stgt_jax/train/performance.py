@@ -54,9 +54,10 @@ class StepTimer:
 
     @contextlib.contextmanager
     def waiting_for_input(self) -> Iterator[None]:
-        """Around the line that gets the batch of the next step and puts it on the devices."""
+        """Around the line that gets the batch of the next step and puts it on the devices: "input" in a trace."""
         asked = time.monotonic()
-        yield
+        with jax.profiler.TraceAnnotation("input"):
+            yield
         self._input = asked, time.monotonic()
 
     def dispatched(self, metrics: Any) -> None:

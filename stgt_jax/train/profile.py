@@ -52,7 +52,7 @@ class StepTrace:
     def step(self, step: int) -> Iterator[None]:
         """Around the lines that get a step's batch and start it; where the trace is to begin, it begins here."""
         if self._traces and not self._running and self._first <= step <= self._last:
-            jax.profiler.start_trace(str(self._folder))
+            jax.profiler.start_trace(str(self._folder), profiler_options=_without_python_calls())
             self._running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
@@ -70,3 +70,11 @@ class StepTrace:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+
+
+def _without_python_calls() -> jax.profiler.ProfileOptions:
+    # To trace those, jaxlib sets the profile function of all threads, and on Python 3.11 that of one which ends at this
+    # moment, as those that write a checkpoint do, is a segmentation fault. They would slow the steps besides.
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
