@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/stgt demo --workdir $(RUNS)/demo
 
 # In their order by name the longest files begin early; in xdist's own, by the number of tests, the longest comes last.
-test: lint
+test: lint $(VENV)/.installed-cuda
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
@@ -36,9 +36,13 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-# XLA's compiler for NVIDIA GPUs stands apart: with it on the path JAX looks for a GPU at every start.
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-test.txt
+	touch $@
+
+# XLA's compiler for NVIDIA GPUs, for Linux alone. It stands apart: with it on the path JAX looks for a GPU at every
+# start.
+$(VENV)/.installed-cuda: $(VENV)/.installed
 ifeq ($(shell uname -s),Linux)
 	version=$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)') && \
 	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/cuda "jax-cuda13-plugin==$$version" nvidia-cuda-nvcc

@@ -191,15 +191,17 @@ def bytes_held(tree: Any, sizes: Mapping[str, int]) -> int:
     return total
 
 
-def unsplit_params(tree: Any, sizes: Mapping[str, int]) -> list[str]:
-    """Names of the parameters of which mesh axes as long as `sizes` says could not split any dimension.
+def unsplit_params(tree: Any, sizes: Mapping[str, int], axis: str) -> list[str]:
+    """Names of the parameters that `axis` is to split but cannot, were the mesh axes as long as `sizes` says.
 
     1408 = 128 x 11, say, divides by 128, but not by 256.
     """
+    if sizes[axis] == 1:
+        return []
     found = []
     for name, leaf in _named(tree):
-        wanted = {axis for dim in _dimension_names(name, leaf.shape) for axis in AXES[dim] if sizes.get(axis, 1) > 1}
-        if wanted.difference(*_layout(name, leaf.shape, sizes)):
+        wanted = any(axis in AXES[dim] for dim in _dimension_names(name, leaf.shape))
+        if wanted and not any(axis in axes for axes in _layout(name, leaf.shape, sizes)):
             found.append(f"{name} {leaf.shape}")
     return found
 

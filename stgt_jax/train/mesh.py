@@ -45,8 +45,8 @@ def choose_mesh(
     devices = jax.devices() if devices is None else list(devices)
     asked = config.mesh if config.mesh.fsdp == "auto" else _with_fsdp_that_divides(model, config.mesh, len(devices))
     tensor = axis_sizes(asked, len(devices))["tensor"]
-    if whole := unsplit_params(param_shapes(model), {"tensor": tensor}):
-        _say(f"mesh: tensor={tensor} divides no dimension of {whole[0]} and {len(whole) - 1} others, which stay whole")
+    if unsplit := unsplit_params(param_shapes(model), {"tensor": tensor}, "tensor"):
+        _say(f"mesh: tensor={tensor} divides no dimension of {len(unsplit)} parameters, such as {unsplit[0]}")
     if "auto" not in (asked.fsdp, asked.sequence):
         return asked
     possible = list(_possible(model, config, asked, devices))
@@ -119,10 +119,7 @@ def _with_fsdp_that_divides(model: STGT, mesh: MeshConfig, count: int) -> MeshCo
 
 
 def _unsplit_by_fsdp(model: STGT, fsdp: int, tensor: int) -> list[str]:
-    """Names of the parameters that an fsdp axis could not split; not those that a tensor axis alone cannot either."""
-    shapes = param_shapes(model)
-    by_tensor = unsplit_params(shapes, {"tensor": tensor})
-    return [name for name in unsplit_params(shapes, {"fsdp": fsdp, "tensor": tensor}) if name not in by_tensor]
+    return unsplit_params(param_shapes(model), {"fsdp": fsdp, "tensor": tensor}, "fsdp")
 
 
 def _number(size: int | str) -> int:

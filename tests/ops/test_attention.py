@@ -95,6 +95,7 @@ def test_cudnn_takes_16_bits_and_heads_of_multiples_of_8_on_ampere(
     gpu_of, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "target_platform", lambda: "gpu")
+    module._warn.cache_clear()
 
     def takes(length: int, head_dim: int, dtype=jnp.bfloat16) -> bool:
         query = jax.ShapeDtypeStruct((1, 2, length, 2, head_dim), dtype)

@@ -99,6 +99,7 @@ def test_parameters_no_axis_divides_are_named(caplog: pytest.LogCaptureFixture) 
     odd = ModelConfig(vision=VisionConfig(width=44, num_heads=4, mlp_dim=44), graph=GraphConfig(num_heads=4))
     config = TrainConfig(batch_size=32, mesh=MeshConfig(tensor=8, fsdp="auto"))
     assert choose_mesh(STGT(odd), config, devices(16, 8), 16 * GB) == MeshConfig(data=2, tensor=8)
-    assert "tensor=8 divides no dimension of" in caplog.text
+    assert "tensor=8 divides no dimension of 20 parameters, such as" in caplog.text
     assert choose(24, 48, 16 * GB, MeshConfig(fsdp=3), STGT(odd)) == MeshConfig(fsdp=1)
     assert "fsdp=3 divides no dimension of" in caplog.text
+    assert choose(96, 96, 16 * GB, MeshConfig(fsdp=3, tensor=32), STGT(odd)) == MeshConfig(fsdp=1, tensor=32)

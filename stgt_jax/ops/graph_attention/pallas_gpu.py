@@ -37,8 +37,8 @@ _MAX_HEAD_DIM = 128
 _MAX_TILE_BYTES = 128 * 96 * 2
 _NUM_WARPS = 8
 _NUM_STAGES = 2
-# Products of float32 are full ones, outside the tensor cores, and take whole rows into registers: in larger tiles they
-# spill by the kilobyte, and need more shared memory than Ada has.
+# Products of float32 are full ones, outside the tensor cores, and take whole rows into registers: in larger tiles, and
+# for heads of more than 112, they spill by the kilobyte. Larger tiles also need more shared memory than Ada has.
 _FLOAT32_SIDE = 32
 _FLOAT32_NUM_WARPS = 4
 
