@@ -40,8 +40,7 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-test.txt
 	touch $@
 
-# XLA's compiler for NVIDIA GPUs, for Linux alone. It stands apart: with it on the path JAX looks for a GPU at every
-# start.
+# XLA's compiler for NVIDIA GPUs, Linux alone. It stands apart: with it on the path JAX looks for a GPU at every start.
 $(VENV)/.installed-cuda: $(VENV)/.installed
 ifeq ($(shell uname -s),Linux)
 	version=$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)') && \

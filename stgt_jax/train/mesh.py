@@ -71,9 +71,8 @@ def _possible(
     count, clips = len(devices), config.batch_size // config.accumulation_steps
     own, slices = devices_a_process(devices), len(set(map(slice_of, devices)))
     divisors = [n for n in range(1, count + 1) if count % n == 0]
-    sequences, fsdps = [asked.sequence], [asked.fsdp]
-    if asked.sequence == "auto":
-        sequences = [*divisors]
+    sequences = divisors if asked.sequence == "auto" else [asked.sequence]
+    fsdps = [asked.fsdp]
     if asked.fsdp == "auto":
         fsdps = [n for n in divisors if not _unsplit_by_fsdp(model, n, asked.tensor)]
     for sequence, fsdp in itertools.product(sequences, fsdps):

@@ -215,9 +215,7 @@ def test_trace_has_all_of_its_steps_and_nothing_of_those_beside_them(traced_runs
     assert min(counts) == 2 and all(count % 2 == 0 for count in counts)  # what is in a loop counts more often
 
 
-def test_trace_tells_of_the_input_and_of_no_python_calls(
-    traced_runs: tuple[Path, Path],
-) -> None:
+def test_trace_tells_of_the_input_and_of_no_python_calls(traced_runs: tuple[Path, Path]) -> None:
     names = Counter(name for name, _ in traced(traced_runs[1]))
     assert names["input"] == 2
     assert not [name for name in names if name.startswith("$")]  # as in "$loop.py:61 train"
