@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError
-from experiments.bench.commands import add_bench_commands
-from experiments.compile.commands import add_compile_command
 from experiments.options import apply_options, format_value, list_options
+from experiments.perf.bench.commands import add_bench_commands
+from experiments.perf.compile.commands import add_compile_command
 from experiments.recipes import RECIPES, get_recipe
 from experiments.steps import write_json
 from stgt_jax.errors import Preempted, STGTError, nearest

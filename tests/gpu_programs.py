@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
-from experiments.compile.train_step import abstract_batch
 from experiments.options import apply_options
+from experiments.perf.compile.train_step import abstract_batch
 from experiments.recipes import get_recipe
 from stgt_jax.config import MeshConfig
 from stgt_jax.models.stgt import STGT

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.bench.parts import PARTS
+from experiments.perf.bench.parts import PARTS
 from stgt_jax.config import GraphConfig, LossConfig, ModelConfig, QFormerConfig, VisionConfig, vit_g
 from stgt_jax.flops import graph_attention_flops, model_flops
 from stgt_jax.models.stgt import STGT

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.moving_shapes import KIND_SHARES, Actor, Scene, make_moving_shapes, render, sample_scenes, write_mp4
-from data_pipeline.shapes_scenes import COLOURS, SHAPES
+from data_pipeline.moving_shapes.scenes import COLOURS, SHAPES
 
 SMALL = {"num_train": 24, "num_test": 16, "image_size": 48, "num_frames": 8, "progress": False}
 
@@ -56,7 +56,7 @@ def test_same_seed_gives_the_same_frames_and_captions(small_set: Path, tmp_path:
 
 def test_worker_processes_write_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_moving_shapes(tmp_path / "alone", **SMALL)
-    monkeypatch.setattr("data_pipeline.moving_shapes._CLIPS_PER_WORKER", 16)
+    monkeypatch.setattr("data_pipeline.moving_shapes.write._CLIPS_PER_WORKER", 16)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     make_moving_shapes(tmp_path / "together", **SMALL)
     files = sorted(path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*.*"))

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.compile.topology import find_topology
+from experiments.perf.compile.topology import find_topology
 from stgt_jax.ops.attention import attention
 from stgt_jax.ops.graph_attention import graph_attention, pallas_tpu
 

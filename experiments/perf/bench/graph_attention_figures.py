@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.table import device_line, format_table, number, peak_line
+from experiments.perf.bench.table import device_line, format_table, number, peak_line
 
 FORWARD = "forward"
 PASSES = (FORWARD, "forward + backward")

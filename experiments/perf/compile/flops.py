@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from experiments.compile.hlo import Computation, Instruction, Module
+from experiments.perf.compile.hlo import Computation, Instruction, Module
 
 _KERNEL_FLOPS = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
 

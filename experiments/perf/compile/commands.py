@@ -37,8 +37,8 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     # be read from the cache again.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    from experiments.compile.report import format_figures
-    from experiments.compile.train_step import compile_recipe
+    from experiments.perf.compile.report import format_figures
+    from experiments.perf.compile.train_step import compile_recipe
 
     figures = compile_recipe(
         recipe, arguments.topology, num_slices=arguments.num_slices, text_length=arguments.text_length

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.timing import seconds_of
+from experiments.perf.bench.timing import seconds_of
 
 _CHAINED = 4  # programs started one after the other, so that starting them is hidden behind running them
 _REPEATS = 5  # of which the fastest counts: it is a peak

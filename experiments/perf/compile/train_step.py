@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.bench.step import step_flops, text_length_of
-from experiments.compile.collectives import DCN, ICI, Collective, find_collectives
-from experiments.compile.flops import program_flops
-from experiments.compile.hlo import Module, parse_hlo
-from experiments.compile.topology import Topology, find_topology
-from experiments.compile.traffic import hbm_bytes
+from experiments.perf.bench.step import step_flops, text_length_of
+from experiments.perf.compile.collectives import DCN, ICI, Collective, find_collectives
+from experiments.perf.compile.flops import program_flops
+from experiments.perf.compile.hlo import Module, parse_hlo
+from experiments.perf.compile.topology import Topology, find_topology
+from experiments.perf.compile.traffic import hbm_bytes
 from experiments.recipes import Recipe
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.device import Peak, describe_device, measure_peak
-from experiments.bench.graph_attention_figures import FORWARD, PASSES, Row, add_ratios, growth
-from experiments.bench.memory import free_memory, needed_memory
-from experiments.bench.timing import time_runs, with_backward
+from experiments.perf.bench.device import Peak, describe_device, measure_peak
+from experiments.perf.bench.graph_attention_figures import FORWARD, PASSES, Row, add_ratios, growth
+from experiments.perf.bench.memory import free_memory, needed_memory
+from experiments.perf.bench.timing import time_runs, with_backward
 from stgt_jax.config import GRAPH_IMPLEMENTATIONS, GraphConfig
 from stgt_jax.errors import STGTError, nearest
 from stgt_jax.flops import graph_attention_flops, graph_block_flops

@@ -7,8 +7,8 @@ stacked parameters of a loop over layers, the cut alone counts.
 
 import re
 
-from experiments.compile.collectives import KINDS
-from experiments.compile.hlo import Array, Computation, Instruction, Module
+from experiments.perf.compile.collectives import KINDS
+from experiments.perf.compile.hlo import Array, Computation, Instruction, Module
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",

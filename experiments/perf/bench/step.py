@@ -16,11 +16,11 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from experiments.bench.device import Peak, describe_device, measure_peak
-from experiments.bench.memory import Memory, free_memory, needed_memory
-from experiments.bench.parts import PARTS, Part
-from experiments.bench.table import device_line, format_table, number, peak_line
-from experiments.bench.timing import time_runs, with_backward
+from experiments.perf.bench.device import Peak, describe_device, measure_peak
+from experiments.perf.bench.memory import Memory, free_memory, needed_memory
+from experiments.perf.bench.parts import PARTS, Part
+from experiments.perf.bench.table import device_line, format_table, number, peak_line
+from experiments.perf.bench.timing import time_runs, with_backward
 from experiments.recipes import Recipe
 from stgt_jax.errors import STGTError
 from stgt_jax.flops import model_flops

@@ -65,8 +65,8 @@ def _add_step(commands: Any, add_command: AddCommand) -> None:
 
 
 def _run_graph_attention(arguments: argparse.Namespace) -> Figures:
-    from experiments.bench.graph_attention import Settings, bench_graph_attention
-    from experiments.bench.graph_attention_figures import format_figures
+    from experiments.perf.bench.graph_attention import Settings, bench_graph_attention
+    from experiments.perf.bench.graph_attention_figures import format_figures
 
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)})
     figures = bench_graph_attention(settings)
@@ -80,7 +80,7 @@ def _run_step(arguments: argparse.Namespace) -> Figures:
         arguments.recipe_options,
         also_known=("repeats", "text-length", "json", "help"),
     )
-    from experiments.bench.step import bench_step, format_figures
+    from experiments.perf.bench.step import bench_step, format_figures
 
     figures = bench_step(recipe, repeats=arguments.repeats, text_length=arguments.text_length)
     print(format_figures(figures))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.compile.hlo import Computation, Instruction, Module
+from experiments.perf.compile.hlo import Computation, Instruction, Module
 
 ICI, DCN = "ICI", "DCN"
 # Bytes sent by each of n devices for an operand of one byte, passed round in a ring: the least there can be.

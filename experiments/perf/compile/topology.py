@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 from jax.experimental import topologies
 
-from experiments.compile.chips import CHIPS, Chip, parse_topology
+from experiments.perf.compile.chips import CHIPS, Chip, parse_topology
 from stgt_jax.errors import STGTError
 
 # Or libtpu looks for a TPU of its own, and refuses to serve two processes.

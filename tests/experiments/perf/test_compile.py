@@ -15,15 +15,15 @@ from jax.sharding import PartitionSpec as P
 from small_recipe import SMALL
 
 from experiments.cli import main
-from experiments.compile.chips import GIB, parse_topology
-from experiments.compile.collectives import DCN, ICI, device_groups, find_collectives
-from experiments.compile.flops import program_flops
-from experiments.compile.hlo import Array, Module, parse_hlo
-from experiments.compile.report import format_figures
-from experiments.compile.topology import find_topology
-from experiments.compile.traffic import hbm_bytes
-from experiments.compile.train_step import compile_recipe, refusal
 from experiments.options import apply_options
+from experiments.perf.compile.chips import GIB, parse_topology
+from experiments.perf.compile.collectives import DCN, ICI, device_groups, find_collectives
+from experiments.perf.compile.flops import program_flops
+from experiments.perf.compile.hlo import Array, Module, parse_hlo
+from experiments.perf.compile.report import format_figures
+from experiments.perf.compile.topology import find_topology
+from experiments.perf.compile.traffic import hbm_bytes
+from experiments.perf.compile.train_step import compile_recipe, refusal
 from experiments.recipes import get_recipe
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from data_pipeline.shapes_scenes import DIRECTIONS, Actor, Scene
+from data_pipeline.moving_shapes.scenes import DIRECTIONS, Actor, Scene
 
 _RGB = {
     "red": (228, 40, 40),

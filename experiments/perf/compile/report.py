@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.bench.table import format_table
-from experiments.compile.chips import GIB
-from experiments.compile.train_step import ADVICE
+from experiments.perf.bench.table import format_table
+from experiments.perf.compile.chips import GIB
+from experiments.perf.compile.train_step import ADVICE
 
 Figures = Mapping[str, Any]
 _SOURCE_LENGTH = 100

@@ -1,8 +1,4 @@
-"""The embedded data set `moving_shapes`: real h264 clips of coloured shapes, with a natural-language caption each.
-
-Most captions differ from another one in time order only, and that other one is there too. Everything follows from the
-seed. What happens is in `shapes_scenes`, how it looks in `shapes_render`; this module writes the files.
-"""
+"""Writes the embedded data set `moving_shapes`: h264 clips of coloured shapes, and a caption file for each split."""
 
 import csv
 import functools
@@ -18,11 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.shapes_render import render
-from data_pipeline.shapes_scenes import KIND_SHARES, Actor, Scene, sample_scenes
+from data_pipeline.moving_shapes.render import render
+from data_pipeline.moving_shapes.scenes import Scene, sample_scenes
 from data_pipeline.storage import local_path
-
-__all__ = ["KIND_SHARES", "Actor", "Scene", "make_moving_shapes", "render", "sample_scenes", "write_mp4"]
 
 FPS = 12
 # "cpu-independent": with x264's fast paths one clip in six came out with other bits from one run to the next.

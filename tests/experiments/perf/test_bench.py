@@ -14,14 +14,14 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from small_recipe import SMALL
 
-from experiments.bench.device import Peak, measure_peak
-from experiments.bench.graph_attention import NODE_MEAN, SIM_THRESHOLD, Settings, bench_graph_attention
-from experiments.bench.graph_attention_figures import PASSES, Row, add_ratios, growth, growth_exponent
-from experiments.bench.parts import PARTS
-from experiments.bench.table import format_table
-from experiments.bench.timing import time_runs
 from experiments.cli import main
 from experiments.options import apply_options
+from experiments.perf.bench.device import Peak, measure_peak
+from experiments.perf.bench.graph_attention import NODE_MEAN, SIM_THRESHOLD, Settings, bench_graph_attention
+from experiments.perf.bench.graph_attention_figures import PASSES, Row, add_ratios, growth, growth_exponent
+from experiments.perf.bench.parts import PARTS
+from experiments.perf.bench.table import format_table
+from experiments.perf.bench.timing import time_runs
 from experiments.recipes import get_recipe
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.graph_attention import adjacency
@@ -34,7 +34,7 @@ TINY = ["--width", "16", "--num-heads", "2", "--patches", "4", "--repeats", "2",
 @pytest.fixture
 def quick_peak(monkeypatch):
     for module in ("graph_attention", "step"):
-        monkeypatch.setattr(f"experiments.bench.{module}.measure_peak", lambda dtype: PEAK)
+        monkeypatch.setattr(f"experiments.perf.bench.{module}.measure_peak", lambda dtype: PEAK)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_sizes_a_kernel_cannot_take_are_a_note(monkeypatch):
     def refuse(*args, **options):
         raise ValueError("implementation='banded' needs more patches")
 
-    monkeypatch.setattr("experiments.bench.graph_attention.graph_attention", refuse)
+    monkeypatch.setattr("experiments.perf.bench.graph_attention.graph_attention", refuse)
     settings = Settings((2,), ("banded",), "float32", width=16, num_heads=2, patches=4)
     notes = [row["note"] for row in bench_graph_attention(settings, peak=PEAK)["rows"]]
     assert notes == ["does not run: implementation='banded' needs more patches"] * 2
