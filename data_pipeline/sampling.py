@@ -1,4 +1,4 @@
-"""Which T of a clip's n frames a model sees (SPEC section 6).
+"""Which T of a clip's n frames a model sees (docs/model.md section 6).
 
 Training draws "headtail" frames anew every epoch; evaluation takes uniform ones, or, as a control, the uniform ones
 out of order. A clip shorter than T repeats its last frame.

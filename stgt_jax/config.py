@@ -46,7 +46,7 @@ def _check_heads(section: str, width: int, num_heads: int) -> None:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """EVA-CLIP ViT (SPEC section 1); the defaults are ViT-g/14."""
+    """EVA-CLIP ViT (docs/model.md section 1); the defaults are ViT-g/14."""
 
     image_size: int = 224  # pixels per side
     patch_size: int = 14  # pixels per side
@@ -92,7 +92,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class GraphConfig:
-    """Spatio-temporal graph transformer (SPEC section 2); its width is the vision width."""
+    """Spatio-temporal graph transformer (docs/model.md section 2); its width is the vision width."""
 
     num_layers: int = 1
     num_heads: int = 16
@@ -117,7 +117,7 @@ class GraphConfig:
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """BLIP-2 Q-Former (SPEC section 3); the defaults are its BERT-base size."""
+    """BLIP-2 Q-Former (docs/model.md section 3); the defaults are its BERT-base size."""
 
     vocab_size: int = 30523  # the tokenizer's words plus [DEC], the last id
     max_text_length: int = 512  # rows of the position embedding
@@ -171,7 +171,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The three losses of a stage (SPEC section 4)."""
+    """The three losses of a stage (docs/model.md section 4)."""
 
     contrastive: str = "vtc"  # stage 1 "vtc", stage 2 "csal"
     vtc_label_smoothing: float = 0.1
@@ -190,7 +190,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay (SPEC section 6)."""
+    """AdamW with linear warm-up and cosine decay (docs/model.md section 6)."""
 
     peak_learning_rate: float = 1e-4
     end_learning_rate: float = 1e-5

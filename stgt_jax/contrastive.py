@@ -1,4 +1,4 @@
-"""VTC and CSAL on the global batch, and the hard negatives drawn from it (paper section 3.3, SPEC section 4).
+"""VTC and CSAL on the global batch, and the hard negatives drawn from it (paper section 3.3, docs/model.md section 4).
 
 Every video meets every text, but no device ever holds all their similarities, still less those of every query: each
 compares its own videos with all texts, a block of texts at a time, and keeps of a block what its rows and columns come

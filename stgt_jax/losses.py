@@ -1,4 +1,4 @@
-"""The losses of both stages: VTC or CSAL, VTM with hard negatives, VTG (paper section 3.3, SPEC section 4).
+"""The losses of both stages: VTC or CSAL, VTM with hard negatives, VTG (paper section 3.3, docs/model.md section 4).
 
 All are those of the global batch, however many devices it is split over. Letters: B clips, M graph tokens, D vision
 width, S text length, V vocabulary.

@@ -27,7 +27,7 @@ def unit(*shape: int, seed: int = 0, offset: float = 0.0) -> jax.Array:
 
 
 def formula(video: jax.Array, text: jax.Array, temperature: jax.Array, config: LossConfig) -> jax.Array:
-    """The loss as SPEC section 4 has it."""
+    """The loss as docs/model.md section 4 has it."""
     batch = len(text)
     logits = jnp.einsum("vqe,te->vtq", video, text).max(axis=-1) / temperature
     targets, smoothing = jnp.eye(batch), config.vtc_label_smoothing

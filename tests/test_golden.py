@@ -1,4 +1,4 @@
-"""Parity with the original: every golden file's outputs, losses and gradients, within SPEC section 7's tolerances."""
+"""Parity with the original: outputs, losses and gradients of every golden file (docs/model.md section 7)."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""Retrieval figures from score matrices: recalls, ranks, and the time-order control (SPEC section 5).
+"""Retrieval figures from score matrices: recalls, ranks, and the time-order control (docs/model.md section 5).
 
 Pure numpy on finished scores [V, C] of V gallery videos and C captions. Ties count against the model: a candidate
 scored like the right one stands before it, so constant scores never look good. Recalls and shares are in percent,

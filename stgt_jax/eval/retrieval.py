@@ -1,4 +1,5 @@
-"""Retrieval with a trained model: encode a gallery, score it, re-rank the best candidates by matching (SPEC section 5).
+"""Retrieval with a trained model: encode a gallery, score it, re-rank the best candidates by matching
+(docs/model.md section 5).
 
 `evaluate_retrieval` reads evaluation batches once, encodes every video and every caption once, and re-ranks in batches
 of fixed shape. What is jitted stays compiled between calls for the same model and gallery size, so a validation during

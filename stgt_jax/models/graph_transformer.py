@@ -1,5 +1,5 @@
 """Spatio-temporal graph transformer: frame tokens enriched over neighbouring frames, then condensed (paper section 3.2,
-SPEC section 2).
+docs/model.md section 2).
 
 [B, T, L, D] ViT tokens -> [B, M, D]; M = T * (1 + 2G) for a video, L for an image. LayerNorms have float32 statistics.
 """
@@ -87,7 +87,7 @@ class GraphTransformer(nn.Module):
         num_frames, tokens, width = x.shape[1:]
         # As strong as the tokens it is added to: they come without a final norm, and a fainter row is lost among them.
         time_embed = self.param("time_embed", nn.initializers.normal(2.0), (self.config.num_frames, width))
-        # Loaded from checkpoints as it is, never trained (SPEC section 2).
+        # Loaded from checkpoints as it is, never trained (docs/model.md section 2).
         pos_2d_embed = self.param("pos_2d_embed", lambda _: sincos_2d(math.isqrt(tokens - 1), width))
         x = x + _resample_rows(time_embed, num_frames)[:, None].astype(self.dtype)
         x = x + jax.lax.stop_gradient(pos_2d_embed).astype(self.dtype)

@@ -1,5 +1,5 @@
 """BLIP-2 Q-Former: one BERT whose learned queries read the vision tokens, under three attention patterns (paper
-Figure 2, SPEC section 3).
+Figure 2, docs/model.md section 3).
 
 Unimodal: queries and text never meet. Matching: both see each other. Grounded generation: the text is causal and sees
 the queries, here through the queries' hidden states of every layer, computed once in the unimodal pass.

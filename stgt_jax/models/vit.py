@@ -1,4 +1,4 @@
-"""EVA-CLIP ViT: each frame to tokens, one global [CLS] token first (SPEC section 1).
+"""EVA-CLIP ViT: each frame to tokens, one global [CLS] token first (docs/model.md section 1).
 
 Pre-norm blocks, no bias on the keys, no final norm, no pooling.
 """

@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and cosine decay (SPEC section 6), weight decay on matrices and tables only."""
+"""AdamW with linear warm-up and cosine decay (docs/model.md section 6), weight decay on matrices and tables only."""
 
 from typing import Any
 

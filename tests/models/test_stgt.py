@@ -60,7 +60,8 @@ def test_scan_and_remat_leave_losses_and_gradients_unchanged(changes: dict) -> N
     (losses, gradients), (expected_losses, expected) = losses_and_grads(deep(**changes)), losses_and_grads(deep())
     chex.assert_trees_all_close(losses, expected_losses, rtol=1e-5)
 
-    def assert_close(name, gradient, wanted):  # SPEC section 7: by each parameter's norm; the key biases' is zero
+    def assert_close(name, gradient, wanted):
+        # docs/model.md section 7: relative to the norm of each parameter; that of the key biases is zero
         assert jnp.linalg.norm(gradient - wanted) <= 1e-4 * jnp.linalg.norm(wanted) + 1e-6, jax.tree_util.keystr(name)
 
     jax.tree_util.tree_map_with_path(assert_close, gradients, expected)

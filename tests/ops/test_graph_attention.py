@@ -30,7 +30,7 @@ def make_inputs(num_frames: int, patches: int, batch: int = 2, seed: int = 0, dt
 
 
 def by_the_formula(query, key, value, nodes, *, num_frames, sim_threshold) -> np.ndarray:
-    """SPEC section 2, step 3, written with loops in float64."""
+    """docs/model.md section 2.3, written with loops in float64."""
     query, key, value, nodes = (np.asarray(x, np.float64) for x in (query, key, value, nodes))
     batch, num_nodes, heads, head_dim = query.shape
     patches = num_nodes // num_frames

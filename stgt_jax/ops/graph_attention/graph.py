@@ -1,4 +1,4 @@
-"""The graph: thresholded cosine similarities between the nodes of neighbouring frames (SPEC section 2, step 3).
+"""The graph: thresholded cosine similarities between the nodes of neighbouring frames (docs/model.md section 2.3).
 
 It is never learned: no gradient flows into the nodes. Every implementation of graph attention reads it from here.
 """
