@@ -19,9 +19,9 @@ from experiments.evaluate import retrieval
 from experiments.pictures import Pictures, collect_pictures
 from experiments.report import ReportInputs, read_curve, write_report
 from experiments.steps import read_json
+from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, format_time_order
-from stgt_jax.models.stgt import STGT
 from stgt_jax.train.checkpoint import load_config, load_params
 
 STAGES = ("stage1", "stage2")
@@ -71,7 +71,7 @@ def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInpu
         retrieval=results["frames in order"],
         shuffled=results["frames shuffled"],
         gallery=_gallery(data, results["frames in order"].video_ids),
-        pictures=_pictures(data, STGT(config), params),
+        pictures=_pictures(data, Encoder(config, params)),
         curves={stage: read_curve(workdir / stage / "metrics.jsonl") for stage in STAGES},
         ablation=read_json(ablation)["arms"] if ablation.exists() else {},
         counts=counts,
@@ -87,11 +87,11 @@ def _gallery(data: DataConfig, video_ids: tuple[str, ...]) -> np.ndarray:
     return np.stack([clips[video_id] for video_id in video_ids])
 
 
-def _pictures(data: DataConfig, model: STGT, params: Any) -> Pictures | None:
+def _pictures(data: DataConfig, encoder: Encoder) -> Pictures | None:
     batches = eval_batches(data, TEST_SPLIT, BATCH)
     first = next(itertools.islice(batches, 1))
     batches.close()  # type: ignore[attr-defined]  # a generator, whose reader stops here
-    return collect_pictures(model, params, first)
+    return collect_pictures(encoder, first)
 
 
 def _seconds(workdir: Path) -> dict[str, str]:

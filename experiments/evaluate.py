@@ -5,8 +5,8 @@ from pathlib import Path
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
 from experiments.storage import check_storage
+from stgt_jax.encoder import Encoder
 from stgt_jax.eval.retrieval import RetrievalResult, evaluate_retrieval
-from stgt_jax.models.stgt import STGT
 from stgt_jax.train.checkpoint import load_config, load_params
 
 FRAME_SHUFFLE_SEED = 0
@@ -38,5 +38,6 @@ def retrieval(
     config = load_config(checkpoint)
     data = DataConfig(shards=str(shards), num_frames=config.graph.num_frames, image_size=config.vision.image_size)
     seed = FRAME_SHUFFLE_SEED if shuffle_frames else None
+    encoder = Encoder(config, load_params(checkpoint, config), batch_size=batch_size)
     batches = eval_batches(data, split, batch_size, shuffle_frames_seed=seed)
-    return evaluate_retrieval(STGT(config), load_params(checkpoint, config), batches, k_test=k_test)
+    return evaluate_retrieval(encoder, batches, k_test=k_test)

@@ -6,10 +6,8 @@ Every function returns the bytes of one PNG. Letters: T frames, P = G*G patches 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import matplotlib
 
 matplotlib.use("Agg")
@@ -21,9 +19,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
-from stgt_jax.models.stgt import STGT
-from stgt_jax.ops.graph_attention import adjacency
 
 INK, FAINT, GRID = "#243240", "#7b8794", "#e4e7eb"
 COLORS = ("#2b6cb0", "#dd6b20", "#2f855a", "#9f3a78", "#6b46c1", "#b7791f")
@@ -68,21 +65,17 @@ class Edge(NamedTuple):
     weight: float
 
 
-def collect_pictures(model: STGT, params: Any, batch: Mapping[str, Any], count: int = 4) -> Pictures | None:
+def collect_pictures(encoder: Encoder, batch: Mapping[str, Any], count: int = 4) -> Pictures | None:
     """Computes the graphs of the first `count` valid clips of an evaluation batch.
 
     Returns:
       The clips with the adjacency of the first graph block; None for a model without the graph module.
     """
-    graph = model.config.graph
-    if graph.variant == "none":
+    if encoder.model.config.graph.variant == "none":
         return None
     rows = np.flatnonzero(batch["valid"])[:count]
     video = np.asarray(batch["video"])[rows]
-    encode = jax.jit(partial(model.apply, method="encode_video"))
-    out: Any = encode({"params": params}, video)
-    weights = adjacency(out["local_tokens"][0], num_frames=video.shape[1], sim_threshold=graph.sim_threshold)
-    return Pictures(video, np.asarray(weights), tuple(str(batch["caption"][row]) for row in rows))
+    return Pictures(video, encoder.adjacency(video), tuple(str(batch["caption"][row]) for row in rows))
 
 
 def patch_motion(video: np.ndarray, grid: int) -> np.ndarray:

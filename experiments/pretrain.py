@@ -13,10 +13,9 @@ from experiments.options import apply_options, list_options, replace_options
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
 from experiments.storage import check_storage
+from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
-from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import batch_sharding
 from stgt_jax.train.loop import train
 
 TRAIN_SPLIT = "train"
@@ -120,14 +119,12 @@ def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
     split = next((name for name in VALIDATION_SPLITS if name in list_splits(data.shards)), None)
     if split is None:
         return None
-    model = STGT(recipe.model)
 
     def evaluate(params: Any) -> dict[str, float]:
-        sharding = batch_sharding(jax.tree.leaves(params)[0].sharding.mesh)
-        batch_size = -(-VALIDATION_BATCH // sharding.num_devices) * sharding.num_devices
-        batches = eval_batches(data, split, batch_size)
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        encoder = Encoder(recipe.model, params, mesh=mesh, batch_size=VALIDATION_BATCH)
         # One candidate a query: re-ranking takes most of the time, and similarity alone tells how training goes.
-        result = evaluate_retrieval(model, params, batches, k_test=1, rerank_batch_size=batch_size, sharding=sharding)
+        result = evaluate_retrieval(encoder, eval_batches(data, split, encoder.batch_size), k_test=1)
         time_order = time_order_metrics(result)["similarity"]
         twins = {"twin_accuracy": time_order["twin_accuracy"]} if time_order["num_texts"] else {}
         return result.metrics | twins

@@ -1,25 +1,16 @@
-"""Retrieval with a trained model: encode a gallery, score it, re-rank the best candidates by matching
-(docs/model.md section 5).
+"""Retrieval with a trained model: score a gallery, re-rank the best candidates by matching (docs/model.md section 5).
 
-`evaluate_retrieval` reads evaluation batches once, encodes every video and every caption once, and re-ranks in batches
-of fixed shape. What is jitted stays compiled between calls for the same model and gallery size, so a validation during
-training costs its computation only. All hosts must read the same batches.
+Every video and every caption is encoded once, by an `Encoder`, as the evaluation batches come by.
 """
 
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from stgt_jax.contrastive import similarity
+from stgt_jax.encoder import Encoder, score_similarity
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.metrics import format_metrics, retrieval_metrics, twin_metrics
 
@@ -62,45 +53,42 @@ class RetrievalResult:
         }
 
 
-def evaluate_retrieval(
-    model: nn.Module,
-    params: Mapping[str, Any],
-    batches: Iterable[Batch],
-    *,
-    k_test: int = 32,
-    rerank_batch_size: int = 64,
-    sharding: jax.sharding.NamedSharding | None = None,
-) -> RetrievalResult:
+def evaluate_retrieval(encoder: Encoder, batches: Iterable[Batch], *, k_test: int = 32) -> RetrievalResult:
     """Scores every caption against every video of the batches.
 
     Args:
-      model: an STGT. params: its parameters.
-      batches: evaluation batches of one size B: video [B, T, H, W, 3], input_ids and attention_mask [B, S],
+      encoder: of the model.
+      batches: evaluation batches of any size B: video [B, T, H, W, 3], input_ids and attention_mask [B, S],
         valid [B] bool, video_id, caption, group [B] str. Records with the same video_id are one gallery video
-        (the first one's frames) with several captions.
+        (the first one's frames) with several captions. All processes of a run must read the same batches.
       k_test: candidates of each query that are re-ranked; the whole gallery where that is smaller.
-      rerank_batch_size: video-text pairs matched at a time.
-      sharding: of a leading batch axis, to spread the work over a mesh; B and rerank_batch_size must divide by it.
 
     Raises:
-      STGTError: there is no valid record, or an option is not positive.
+      STGTError: there is no valid record, or k_test is not positive.
     """
-    if k_test < 1 or rerank_batch_size < 1:
-        raise STGTError(f"k_test={k_test} and rerank_batch_size={rerank_batch_size} must be at least 1")
-    with contextlib.nullcontext() if sharding is None else jax.set_mesh(cast(Mesh, sharding.mesh)):
-        gallery = _read_gallery(model, params, batches, sharding)
-        scores = _similarity_matrix(gallery)
-        by_text = _candidates(scores.T, k_test).T  # [V, C] bool
-        by_video = _candidates(scores, k_test)
-        matched = scores + _match_pairs(model, params, gallery, by_text | by_video, rerank_batch_size, sharding)
+    if k_test < 1:
+        raise STGTError(f"k_test={k_test} must be at least 1")
+    gallery = _Gallery()
+    clips = gallery.read(batches)
+    first = next(clips, None)
+    if first is None:
+        raise STGTError("the evaluation data hold no clip; check the split's shard set")
+    videos = encoder.encode_videos(itertools.chain([first], clips))
+    input_ids, attention_mask = np.stack(gallery.input_ids), np.stack(gallery.attention_mask)
+    scores = score_similarity(videos.embed, encoder.encode_texts(input_ids, attention_mask))  # [V, C]
+    by_text = _candidates(scores.T, k_test).T  # [V, C] bool
+    by_video = _candidates(scores, k_test)
+    pairs = np.argwhere(by_text | by_video)  # [P, 2]: video, text; a pair that both directions want is matched once
+    matched = scores.copy()
+    matched[tuple(pairs.T)] += encoder.match(videos, input_ids, attention_mask, pairs)
     return RetrievalResult(
         similarity=scores,
         text_to_video=np.where(by_text, matched, np.float32(NOT_A_CANDIDATE)),
         video_to_text=np.where(by_video, matched, np.float32(NOT_A_CANDIDATE)),
-        video_of_text=gallery.video_of_text,
-        video_ids=gallery.video_ids,
-        captions=gallery.captions,
-        groups=gallery.groups,
+        video_of_text=np.array(gallery.video_of_text),
+        video_ids=tuple(gallery.row_of_video),
+        captions=tuple(gallery.captions),
+        groups=tuple(gallery.groups),
         k_test=k_test,
     )
 
@@ -140,78 +128,30 @@ def format_time_order(results: Mapping[str, RetrievalResult]) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Gallery:
-    video_embed: np.ndarray  # [V, Q, E]
-    text_embed: np.ndarray  # [C, E]
-    graph_tokens: jax.Array  # [V or more, M, D], on the devices; rows beyond V are padding
-    input_ids: np.ndarray  # [C, S]
-    attention_mask: np.ndarray  # [C, S]
-    video_of_text: np.ndarray  # [C]
-    video_ids: tuple[str, ...]
-    captions: tuple[str, ...]
-    groups: tuple[str, ...]
+    """What was read of the batches, but for the frames: a row for each of V videos, and lists of C texts."""
 
+    row_of_video: dict[str, int] = field(default_factory=dict)
+    video_of_text: list[int] = field(default_factory=list)
+    input_ids: list[np.ndarray] = field(default_factory=list)  # [S] each
+    attention_mask: list[np.ndarray] = field(default_factory=list)  # [S] each
+    captions: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
-def _read_gallery(model: nn.Module, params: Any, batches: Iterable[Batch], sharding: Any) -> _Gallery:
-    """Encodes each video as its frames come by, in full batches, so that frames are never all in memory."""
-    row_of_video: dict[str, int] = {}
-    waiting: list[np.ndarray] = []
-    encoded: list[tuple[np.ndarray, jax.Array]] = []
-    texts: dict[str, list[Any]] = {k: [] for k in ("input_ids", "attention_mask", "video_id", "caption", "group")}
-    batch_size = 0
-
-    def encode_waiting() -> None:
-        out = _encode_video(model, params, _place(_padded(np.stack(waiting), batch_size), sharding))
-        encoded.append((_to_host(out[0])[: len(waiting)], out[1]))
-        waiting.clear()
-
-    for batch in batches:
-        batch_size = batch_size or len(batch["valid"])
-        for row in np.flatnonzero(batch["valid"]):
-            for key, values in texts.items():
-                values.append(batch[key][row])
-            video_id = str(batch["video_id"][row])
-            if video_id not in row_of_video:
-                row_of_video[video_id] = len(row_of_video)
-                waiting.append(np.asarray(batch["video"][row]))
-            if len(waiting) == batch_size:
-                encode_waiting()
-    if not row_of_video:
-        raise STGTError("the evaluation data hold no clip; check the split's shard set")
-    if waiting:
-        encode_waiting()
-    input_ids, attention_mask = np.stack(texts["input_ids"]), np.stack(texts["attention_mask"])
-    return _Gallery(
-        video_embed=np.concatenate([embed for embed, _ in encoded]),
-        text_embed=_encode_texts(model, params, input_ids, attention_mask, batch_size, sharding),
-        graph_tokens=jnp.concatenate([tokens for _, tokens in encoded]),
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        video_of_text=np.array([row_of_video[str(video_id)] for video_id in texts["video_id"]]),
-        video_ids=tuple(row_of_video),
-        captions=tuple(map(str, texts["caption"])),
-        groups=tuple(map(str, texts["group"])),
-    )
-
-
-def _encode_texts(
-    model: nn.Module, params: Any, input_ids: np.ndarray, attention_mask: np.ndarray, batch_size: int, sharding: Any
-) -> np.ndarray:
-    embeds = []
-    for rows in _chunks(len(input_ids), batch_size):
-        ids, mask = (_place(_padded(x[rows], batch_size), sharding) for x in (input_ids, attention_mask))
-        embeds.append(_to_host(_encode_text(model, params, ids, mask))[: len(rows)])
-    return np.concatenate(embeds)
-
-
-def _similarity_matrix(gallery: _Gallery, chunk: int = 32) -> np.ndarray:
-    """[V, C], a few videos at a time: the queries' own similarities would take Q times the memory."""
-    rows = [
-        _to_host(_similarity(_padded(gallery.video_embed[rows], chunk), gallery.text_embed))[: len(rows)]
-        for rows in _chunks(len(gallery.video_embed), chunk)
-    ]
-    return np.concatenate(rows)
+    def read(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
+        """Yields the frames [T, H, W, 3] of each new video, so that they are never all in memory; keeps the rest."""
+        for batch in batches:
+            for row in np.flatnonzero(batch["valid"]):
+                video_id = str(batch["video_id"][row])
+                is_new = video_id not in self.row_of_video
+                self.video_of_text.append(self.row_of_video.setdefault(video_id, len(self.row_of_video)))
+                self.input_ids.append(batch["input_ids"][row])
+                self.attention_mask.append(batch["attention_mask"][row])
+                self.captions.append(str(batch["caption"][row]))
+                self.groups.append(str(batch["group"][row]))
+                if is_new:
+                    yield np.asarray(batch["video"][row])
 
 
 def _candidates(scores: np.ndarray, k: int) -> np.ndarray:
@@ -220,59 +160,3 @@ def _candidates(scores: np.ndarray, k: int) -> np.ndarray:
     mask = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(mask, top, True, axis=1)
     return mask
-
-
-def _match_pairs(
-    model: nn.Module, params: Any, gallery: _Gallery, wanted: np.ndarray, batch_size: int, sharding: Any
-) -> np.ndarray:
-    """P(match) [V, C] where wanted, 0 elsewhere. A pair that both directions want is matched once."""
-    probability = np.zeros(wanted.shape, dtype=np.float32)
-    pairs = np.argwhere(wanted)  # [num_pairs, 2]: video, caption
-    for rows in _chunks(len(pairs), batch_size):
-        videos, texts = _padded(pairs[rows], batch_size).T
-        inputs = (_place(x, sharding) for x in (videos, gallery.input_ids[texts], gallery.attention_mask[texts]))
-        matched = _to_host(_match(model, params, gallery.graph_tokens, *inputs))
-        probability[tuple(pairs[rows].T)] = matched[: len(rows)]
-    return probability
-
-
-@partial(jax.jit, static_argnums=0)
-def _encode_video(model: nn.Module, params: Any, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-    out: Any = model.apply({"params": params}, video, method="encode_video")
-    return out["video_embed"].astype(jnp.float32), out["graph_tokens"]
-
-
-@partial(jax.jit, static_argnums=0)
-def _encode_text(model: nn.Module, params: Any, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
-    out: Any = model.apply({"params": params}, input_ids, attention_mask, method="encode_text")
-    return out["text_embed"].astype(jnp.float32)
-
-
-@partial(jax.jit, static_argnums=0)
-def _match(
-    model: nn.Module, params: Any, graph_tokens: jax.Array, videos: jax.Array, ids: jax.Array, mask: jax.Array
-) -> jax.Array:
-    logits: Any = model.apply({"params": params}, graph_tokens[videos], ids, mask, method="match")
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[:, 1]  # label 1 is "match"
-
-
-_similarity = jax.jit(similarity)
-
-
-def _chunks(length: int, size: int) -> Sequence[range]:
-    return [range(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
-    """Repeats the last row up to `size` rows, so that every batch has one shape."""
-    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
-
-
-def _place(array: np.ndarray, sharding: Any) -> Any:
-    return array if sharding is None else jax.device_put(array, sharding)
-
-
-def _to_host(array: jax.Array) -> np.ndarray:
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

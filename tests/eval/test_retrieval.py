@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stgt_jax.config import MeshConfig, tiny
+from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.metrics import retrieval_metrics, twin_metrics
 from stgt_jax.eval.retrieval import (
@@ -17,7 +18,7 @@ from stgt_jax.eval.retrieval import (
     time_order_metrics,
 )
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import batch_sharding, make_mesh
+from stgt_jax.sharding import make_mesh
 
 
 def brute_force_metrics(scores, owners):
@@ -150,9 +151,14 @@ def model_and_params():
     return model, params
 
 
+def make_encoder(model_and_params, batch_size=4, mesh=None):
+    model, params = model_and_params
+    return Encoder(model.config, params, batch_size=batch_size, mesh=mesh)
+
+
 @pytest.fixture(scope="module")
 def result(model_and_params):
-    return evaluate_retrieval(*model_and_params, make_batches(make_records()), k_test=3, rerank_batch_size=5)
+    return evaluate_retrieval(make_encoder(model_and_params), make_batches(make_records()), k_test=3)
 
 
 def test_gallery_holds_each_video_once_and_every_caption(result):
@@ -189,16 +195,14 @@ def test_scores_equal_unbatched_brute_force(model_and_params, result):
 
 
 def test_padding_rows_never_enter(model_and_params, result):
-    other = evaluate_retrieval(
-        *model_and_params, make_batches(make_records(), padding=0), k_test=3, rerank_batch_size=5
-    )
+    other = evaluate_retrieval(make_encoder(model_and_params), make_batches(make_records(), padding=0), k_test=3)
     assert "padding" not in result.video_ids
     np.testing.assert_array_equal(result.similarity, other.similarity)
     np.testing.assert_array_equal(result.text_to_video, other.text_to_video)
 
 
 def test_gallery_smaller_than_k_reranks_everything(model_and_params):
-    result = evaluate_retrieval(*model_and_params, make_batches(make_records()), k_test=32, rerank_batch_size=16)
+    result = evaluate_retrieval(make_encoder(model_and_params), make_batches(make_records()), k_test=32)
     np.testing.assert_array_equal(result.text_to_video, result.video_to_text)
     gain = result.text_to_video - result.similarity
     assert gain.min() > 0.0
@@ -209,15 +213,13 @@ def test_second_evaluation_compiles_nothing(model_and_params, result, caplog):
     _, params = model_and_params
     with jax.log_compiles():
         # An equal model built anew, as a later validation or another part of the program may hold it.
-        evaluate_retrieval(STGT(tiny()), params, make_batches(make_records(1)), k_test=3, rerank_batch_size=5)
+        evaluate_retrieval(Encoder(tiny(), params, batch_size=4), make_batches(make_records(1)), k_test=3)
     assert not [record for record in caplog.records if "Compiling" in record.message]
 
 
 def test_sharded_evaluation_equals_unsharded(model_and_params, result):
-    sharding = batch_sharding(make_mesh(MeshConfig(data=4, tensor=2)))
-    model, params = model_and_params
-    batches = make_batches(make_records())
-    sharded = evaluate_retrieval(model, params, batches, k_test=3, rerank_batch_size=8, sharding=sharding)
+    encoder = make_encoder(model_and_params, mesh=make_mesh(MeshConfig(data=4, tensor=2)))
+    sharded = evaluate_retrieval(encoder, make_batches(make_records()), k_test=3)
     np.testing.assert_allclose(result.text_to_video, sharded.text_to_video, atol=1e-5)
 
 
@@ -236,6 +238,6 @@ def test_figures_are_json_and_the_tables_name_every_row(result):
 
 def test_no_clip_or_a_bad_option_is_one_line(model_and_params):
     with pytest.raises(STGTError, match="no clip"):
-        evaluate_retrieval(*model_and_params, [])
+        evaluate_retrieval(make_encoder(model_and_params), [])
     with pytest.raises(STGTError, match="k_test=0"):
-        evaluate_retrieval(*model_and_params, make_batches(make_records()), k_test=0)
+        evaluate_retrieval(make_encoder(model_and_params), make_batches(make_records()), k_test=0)

@@ -11,6 +11,7 @@ import pytest
 from experiments.pictures import Pictures, collect_pictures, film_strip, patch_motion, strongest_edges
 from experiments.report import ReportInputs, read_curve, write_report
 from stgt_jax.config import GraphConfig, tiny
+from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult
 from stgt_jax.models.stgt import STGT
@@ -196,7 +197,7 @@ def test_collected_graphs_are_those_of_the_valid_clips():
     config = tiny()
     model, batch = STGT(config), make_batch(config)
     params = jax.jit(model.init)(jax.random.key(0), batch["video"], batch["input_ids"], batch["attention_mask"])
-    pictures = collect_pictures(model, params["params"], batch)
+    pictures = collect_pictures(Encoder(config, params["params"]), batch)
     nodes = 4 * config.vision.grid**2
     assert pictures.captions == ("a", "b")
     assert pictures.adjacency.shape == (2, nodes, nodes)
@@ -207,4 +208,4 @@ def test_collected_graphs_are_those_of_the_valid_clips():
 
 def test_model_without_graph_has_no_pictures():
     config = dataclasses.replace(tiny(), graph=GraphConfig(variant="none"))
-    assert collect_pictures(STGT(config), {}, make_batch(config)) is None
+    assert collect_pictures(Encoder(config, {}), make_batch(config)) is None

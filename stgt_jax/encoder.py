@@ -1,0 +1,178 @@
+"""The one way to run a trained model: clips and token ids in, embeddings, match probabilities and captions out.
+
+`Encoder` works in batches of a few fixed sizes, so that each is compiled once, and spreads each batch over the devices
+of a mesh. What is compiled is shared by all encoders of equal models. In a run of several processes, each must ask for
+the same things in the same order. Letters: V videos, T frames, Q queries, E alignment width, C texts, S text length,
+M graph tokens, D vision width, N nodes of the graph.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from stgt_jax.config import ModelConfig
+from stgt_jax.contrastive import similarity
+from stgt_jax.models.stgt import STGT, generate
+from stgt_jax.ops.graph_attention import adjacency
+from stgt_jax.sharding import batch_sharding
+
+PAIRS_PER_CLIP = 2  # matched at a time, for each clip encoded at a time: a pair takes less memory
+
+
+@dataclass(frozen=True)
+class EncodedVideos:
+    """What the model knows of V videos."""
+
+    embed: np.ndarray  # [V, Q, E] float32, of norm 1
+    graph_tokens: jax.Array  # [V or more, M, D], on the devices, for `Encoder.match`; rows beyond V are padding
+
+
+class Encoder:
+    """A model and its parameters, ready to encode.
+
+    Args:
+      config: of the model.
+      params: its parameters, laid out on `mesh` where one is given.
+      mesh: devices to split each batch over; by default one device does all.
+      batch_size: clips or texts at a time, rounded up to a multiple of the mesh's devices; twice as many pairs.
+    """
+
+    def __init__(self, config: ModelConfig, params: Any, *, mesh: Mesh | None = None, batch_size: int = 32) -> None:
+        self.model, self.params = STGT(config), params
+        self._mesh = mesh
+        self._num_devices = 1 if mesh is None else mesh.size
+        self.batch_size = _round_up(batch_size, self._num_devices)
+
+    def encode_videos(self, clips: Iterable[np.ndarray]) -> EncodedVideos:
+        """Encodes clips, each uint8 [T, H, W, 3]; reads only a batch of them at a time. There must be at least one."""
+        embeds, tokens = [], []
+        for num_clips, (embed, graph_tokens) in self._run(_encode_videos, _one_column(clips), self.batch_size):
+            embeds.append(_to_host(embed)[:num_clips])
+            tokens.append(graph_tokens)
+        with self._on_mesh():
+            return EncodedVideos(np.concatenate(embeds), jnp.concatenate(tokens))
+
+    def encode_texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Encodes texts: ids and mask [C, S] -> float32 [C, E], of norm 1."""
+        return _gather(self._run(_encode_texts, zip(input_ids, attention_mask, strict=True), self.batch_size))
+
+    def match(
+        self,
+        videos: EncodedVideos,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        pairs: Iterable[tuple[int, int]],
+    ) -> np.ndarray:
+        """Returns P(match) float32 [P] of P pairs (index of a video, index of a text with its ids and mask [C, S])."""
+        rows = ((np.int32(video), input_ids[text], attention_mask[text]) for video, text in pairs)
+        return _gather(self._run(_match, rows, PAIRS_PER_CLIP * self.batch_size, videos.graph_tokens))
+
+    def write_captions(self, clips: Iterable[np.ndarray], max_length: int) -> np.ndarray:
+        """Captions clips, each uint8 [T, H, W, 3]: token ids int32 [V, max_length], see `generate`."""
+        return _gather(self._run(_write_captions, _one_column(clips), self.batch_size, max_length))
+
+    def adjacency(self, clips: Iterable[np.ndarray]) -> np.ndarray:
+        """Returns the edge weights of the first graph block, float32 [V, N, N], for clips uint8 [T, H, W, 3] each."""
+        return _gather(self._run(_adjacency, _one_column(clips), self.batch_size))
+
+    def _run(
+        self, function: Callable[..., Any], rows: Iterable[tuple[Any, ...]], size: int, *first: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """Calls `function(model, params, *first, *columns)` for batches of rows; yields (rows in it, result).
+
+        A last batch that is not full repeats its last row: up to the size of the batches before it or, if it is the
+        only one, up to the next size of (number of devices) x 1, 2, 4, ...
+        """
+        rows, padded_size = iter(rows), self._num_devices
+        while batch := list(itertools.islice(rows, size)):
+            num_rows = len(batch)
+            while padded_size < num_rows:
+                padded_size = min(2 * padded_size, size)
+            batch += batch[-1:] * (padded_size - num_rows)
+            columns = [np.stack(column) for column in zip(*batch, strict=True)]
+            if self._mesh is not None:
+                columns = jax.device_put(columns, batch_sharding(self._mesh))
+            with self._on_mesh():
+                result = function(self.model, self.params, *first, *columns)
+            yield num_rows, result
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def score_similarity(video_embed: np.ndarray, text_embed: np.ndarray, *, chunk: int = 32) -> np.ndarray:
+    """Similarities of all videos [V, Q, E] with all texts [C, E]: the maximum over the queries, float32 [V, C].
+
+    A few videos at a time: the similarities of all queries would take Q times the memory.
+    """
+    rows = []
+    for start in range(0, len(video_embed), chunk):
+        videos = video_embed[start : start + chunk]
+        padding = np.repeat(videos[-1:], chunk - len(videos), axis=0)
+        rows.append(np.asarray(_similarity(np.concatenate([videos, padding]), text_embed))[: len(videos)])
+    return np.concatenate(rows)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_videos(model: STGT, params: Any, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out = _apply(model, params, video, method="encode_video")
+    return out["video_embed"].astype(jnp.float32), out["graph_tokens"]
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_texts(model: STGT, params: Any, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+    return _apply(model, params, input_ids, attention_mask, method="encode_text")["text_embed"].astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnums=0)
+def _match(
+    model: STGT, params: Any, graph_tokens: jax.Array, videos: jax.Array, ids: jax.Array, mask: jax.Array
+) -> jax.Array:
+    logits = _apply(model, params, graph_tokens[videos], ids, mask, method="match")
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[:, 1]  # label 1 is "match"
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _write_captions(model: STGT, params: Any, max_length: int, video: jax.Array) -> jax.Array:
+    query_cache = _apply(model, params, video, method="encode_video")["query_cache"]
+    return generate(model, params, query_cache, max_length=max_length)
+
+
+@partial(jax.jit, static_argnums=0)
+def _adjacency(model: STGT, params: Any, video: jax.Array) -> jax.Array:
+    nodes = _apply(model, params, video, method="encode_video")["local_tokens"][0]
+    return adjacency(nodes, num_frames=video.shape[1], sim_threshold=model.config.graph.sim_threshold)
+
+
+_similarity = jax.jit(similarity)
+
+
+def _apply(model: STGT, params: Any, *inputs: jax.Array, method: str) -> Any:
+    return model.apply({"params": params}, *inputs, method=method)
+
+
+def _one_column(values: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray]]:
+    return ((value,) for value in values)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _gather(batches: Iterable[tuple[int, jax.Array]]) -> np.ndarray:
+    return np.concatenate([_to_host(values)[:num_rows] for num_rows, values in batches])
+
+
+def _to_host(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
