@@ -79,7 +79,7 @@ def _check_file(path: Path) -> None:
 def _open(path: Path) -> tuple[Any, Any]:
     """Opens a container and its first real video stream (a song's cover picture is none)."""
     try:
-        container = av.open(str(path), **_OPEN_OPTIONS)
+        container = av.open(f"file:{path}", **_OPEN_OPTIONS)  # else FFmpeg takes "a:b.mp4" for an address
     except PermissionError as error:
         raise ClipError("not readable: permission denied") from error
     except av.error.FFmpegError as error:

@@ -1,9 +1,9 @@
 """The shard set on disk: a TFDS ArrayRecord data set per split, and random access to its records.
 
 A shard set is a folder with `vocab.txt` and one folder a split (`train/`, `test/`, ...). A split's folder holds the
-ArrayRecord files, TFDS's own metadata and `manifest.json`: the settings it was built with and every file's size, so
-that a missing or truncated file is found on opening, not in the middle of an epoch. It is written to a local folder and
-read from there or, copied as it is, from a bucket of Google Cloud Storage (gs://).
+ArrayRecord files, TFDS's own metadata and `manifest.json`: the settings it was built with, a hash of all records, and
+every file's size, so that a missing or truncated file is found on opening, not in the middle of an epoch. It is written
+to a local folder and read from there or, copied as it is, from a bucket of Google Cloud Storage (gs://).
 """
 
 import dataclasses
@@ -77,13 +77,19 @@ def write_split(folder: Path, split: str, examples: Iterable[dict[str, Any]], se
         info, max_examples_per_shard=max(1, _SHARD_BYTES // first["video"].nbytes), file_format="array_record"
     )
     writer.initialize_splits([split])
-    num_written, examples = 0, itertools.chain([first], examples)
+    num_written, digest, examples = 0, hashlib.sha256(), itertools.chain([first], examples)
     while batch := list(itertools.islice(examples, _WRITE_BATCH)):
         writer.add_examples({split: batch})
         num_written += len(batch)
+        for value in (value for example in batch for value in example.values()):
+            digest.update(value.encode() if isinstance(value, str) else value)
     writer.close_all()
-    files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.array_record*"))}
-    manifest = {"num_records": num_written, "settings": dataclasses.asdict(settings), "files": files}
+    manifest = {
+        "num_records": num_written,
+        "records_sha256": digest.hexdigest(),
+        "settings": dataclasses.asdict(settings),
+        "files": {path.name: path.stat().st_size for path in sorted(folder.glob("*.array_record*"))},
+    }
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
     return num_written
 
@@ -133,7 +139,8 @@ class ShardSource:
     """Random access to a split's records, in the order of the caption file; picklable (it reopens its files).
 
     `source[i]` is a dict: video uint8 [K, h, w, 3] (read-only), video_id str, caption str, group str,
-    input_ids int32 [S], attention_mask int32 [S]. `source.settings` says what K, S and the short side are.
+    input_ids int32 [S], attention_mask int32 [S]. `source.settings` says what K, S and the short side are;
+    `source.manifest_sha256` is the same for two splits only if their records are the same.
     """
 
     def __init__(self, shards: str | os.PathLike[str], split: str):
@@ -141,8 +148,10 @@ class ShardSource:
         manifest = _check_split(self.shards, split)
         self.settings = ShardSettings(**manifest["settings"])
         self._folder = self.shards / split
+        self.manifest_sha256 = hash_file(self._folder / MANIFEST_NAME)
         try:
-            builder = tfds.builder_from_directory(self._folder)
+            # Absolute, since TFDS takes a relative "~" for the home folder.
+            builder = tfds.builder_from_directory(self._folder if in_bucket(shards) else self._folder.absolute())
             self._records, self._info = builder.as_data_source(split), builder.info.splits[split]
             num_records = len(self._records)
         except Exception as error:  # TFDS and ArrayRecord raise many kinds

@@ -66,7 +66,7 @@ def write_mp4(frames: np.ndarray, path: str | Path, fps: int = FPS) -> None:
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise DataError(f"{path}: frames of {width}x{height} cannot be yuv420p; both sides must be even")
-    with av.open(str(path), "w") as container:
+    with av.open(f"file:{path}", "w") as container:
         stream = container.add_stream("libx264", rate=fps, options=_X264_OPTIONS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1  # the bits must not depend on the number of cores

@@ -1,6 +1,7 @@
 import csv
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +101,31 @@ def test_records_carry_token_ids_of_the_shard_sets_vocabulary(shards):
 def test_json_and_csv_give_the_same_shards(source, shards, tmp_path):
     build_shards(source / "good.json", tmp_path / "set", **OPTIONS)
     assert_same_records(open_shards(shards, "train"), open_shards(tmp_path / "set", "train"))
+
+
+@pytest.mark.parametrize("name", ["a[1] *?", "a:b", "file:x", "~", "%03d {x}"])
+def test_folders_and_clips_may_have_any_name(source, shards, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    folder.mkdir()
+    for row in ROWS:
+        (folder / f"http:{Path(row[0]).name}").write_bytes((source / row[0]).read_bytes())
+    write_captions(folder / "all.csv", [(f"http:{Path(video).name}", *rest) for video, *rest in ROWS])
+    assert build_shards(folder / "all.csv", folder / "set", **OPTIONS).num_rejected == 0
+    records, expected = open_shards(folder / "set", "train"), open_shards(shards, "train")
+    assert len(records) == len(expected)
+    for index in range(len(records)):
+        np.testing.assert_array_equal(records[index]["video"], expected[index]["video"])
+
+
+def test_manifest_hash_is_that_of_the_records(source, shards, tmp_path):
+    for name, rows in (("same", ROWS), ("swapped", [(ROWS[0][0], ROWS[2][1], "g1"), ROWS[1], (*ROWS[0],), ROWS[3]])):
+        write_captions(source / f"{name}.csv", rows)
+        build_shards(source / f"{name}.csv", tmp_path / name, vocab=shards / "vocab.txt", **OPTIONS)
+    hashes = [
+        open_shards(folder, "train").manifest_sha256 for folder in (shards, tmp_path / "same", tmp_path / "swapped")
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_worker_processes_give_the_same_shards(source, shards, tmp_path):
