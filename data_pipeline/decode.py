@@ -156,13 +156,19 @@ def _decode_frames(path: Path, indices: np.ndarray, resize: int) -> tuple[dict[i
             if num_decoded in wanted:
                 image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 # A stream may change its size on the way.
-                size = size or _resized(image.shape[0], image.shape[1], resize)
+                size = size or _resized(image, resize)
                 frames[num_decoded] = _resize(image, size)
             num_decoded += 1
     return frames, num_decoded
 
 
-def _resized(height: int, width: int, resize: int) -> tuple[int, int]:
+def resize_short_side(image: np.ndarray, resize: int) -> np.ndarray:
+    """Returns an image, uint8 [h, w, 3], resized as frames of a file are: min(h, w) becomes `resize`, aspect kept."""
+    return _resize(image, _resized(image, resize))
+
+
+def _resized(image: np.ndarray, resize: int) -> tuple[int, int]:
+    height, width = image.shape[:2]
     scale = resize / min(height, width)
     return max(resize, round(height * scale)), max(resize, round(width * scale))
 

@@ -1,0 +1,119 @@
+"""Videos as a user has them -> clips as the model takes them, in one go and without shards.
+
+A video is a file, or an array of its frames. A file's clip is exactly what `build_shards` and then `eval_batches` make
+of it. Letters: n frames of a video, K of them that a shard set keeps, T of those that the model sees.
+"""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.decode import ClipError, decode_clip, kept_indices, resize_short_side
+from data_pipeline.errors import DataError
+from data_pipeline.sampling import uniform_frames
+from data_pipeline.transforms import centre_crop
+
+Video = str | os.PathLike[str] | np.ndarray  # a file, or its frames: uint8 [n, height, width, 3], RGB
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """How frames are chosen, resized and cropped: K and `resize` as for the model's training shards."""
+
+    num_kept_frames: int  # K
+    resize: int  # short side of the kept frames, pixels
+    num_frames: int  # T
+    image_size: int  # side of a frame for the model, pixels
+
+    def read(self, video: Video, index: int = 0) -> np.ndarray:
+        """Returns the video's clip, uint8 [T, image_size, image_size, 3]; errors call an array by its `index`."""
+        if isinstance(video, str | os.PathLike):
+            return self._from_file(os.fspath(video))
+        if not hasattr(video, "__array__"):
+            raise DataError(f"video {index} is a {type(video).__name__}, not a path or an array of frames")
+        return self._from_frames(np.asarray(video), index)
+
+    def read_all(self, videos: Iterable[Video]) -> Iterator[np.ndarray]:
+        """Yields the clip of each video, in order; threads prepare a few of them ahead.
+
+        Raises:
+          DataError: a file that is missing, damaged or no video; an array that is not uint8 [n, height, width, 3].
+        """
+        num_threads = min(8, os.cpu_count() or 1)
+        pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+        ahead: collections.deque[concurrent.futures.Future[np.ndarray]] = collections.deque()
+        try:
+            for index, video in enumerate(videos):
+                ahead.append(pool.submit(self.read, video, index))
+                if len(ahead) > 4 * num_threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _from_file(self, path: str) -> np.ndarray:
+        if "://" in path:
+            raise DataError(f"video '{path}' is not a local file; download it first")
+        try:
+            frames = decode_clip(path, self.num_kept_frames, self.resize)
+        except ClipError as error:
+            raise DataError(f"video '{path}': {error}") from error
+        return centre_crop(frames[uniform_frames(len(frames), self.num_frames)], self.image_size)
+
+    def _from_frames(self, frames: np.ndarray, index: int) -> np.ndarray:
+        """Chooses frames as from a file; up to T of them are all taken, the last one repeated.
+
+        Frames of image_size x image_size, such as those of `eval_batches`, are taken as they are.
+        """
+        _check_frames(frames, index)
+        num_frames, height, width, _ = frames.shape
+        if num_frames > self.num_frames:
+            kept = kept_indices(num_frames, self.num_kept_frames)
+            frames = frames[kept[uniform_frames(len(kept), self.num_frames)]]
+        else:
+            frames = frames[uniform_frames(num_frames, self.num_frames)]
+        if (height, width) == (self.image_size, self.image_size):
+            return frames
+        return centre_crop(np.stack([resize_short_side(frame, self.resize) for frame in frames]), self.image_size)
+
+
+def list_videos(videos: Any) -> Iterable[Video]:
+    """Returns the single videos of `videos`: a path, frames [n, height, width, 3], [V, n, ...], or any iterable of such.
+
+    Raises:
+      DataError: it is nothing of the kind.
+    """
+    if isinstance(videos, str | os.PathLike):
+        return [videos]
+    if not hasattr(videos, "__array__"):
+        if not isinstance(videos, Iterable):
+            raise DataError(f"videos: {type(videos).__name__} given; give a path, frames, or a list of them")
+        return videos
+    array = np.asarray(videos)
+    if array.ndim == 1 and array.dtype.kind in "OU":  # a column of paths
+        return array.tolist()
+    if array.ndim not in (4, 5):
+        raise DataError(
+            f"videos: an array of shape {array.shape} given; frames of one video are [n, height, width, 3], of several"
+            " [videos, n, height, width, 3]"
+        )
+    return [array] if array.ndim == 4 else list(array)
+
+
+def _check_frames(frames: np.ndarray, index: int) -> None:
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        hint = "; colours come last: np.moveaxis(frames, 1, -1)" if frames.ndim == 4 and frames.shape[1] == 3 else ""
+        raise DataError(f"video {index} has shape {frames.shape}, not [frames, height, width, 3]{hint}")
+    if 0 in frames.shape:
+        raise DataError(f"video {index} has shape {frames.shape}: there is nothing to see")
+    if frames.dtype != np.uint8:
+        raise DataError(
+            f"video {index} has frames of {frames.dtype}, not uint8 of 0 to 255; convert floats of 0 to 1 by"
+            " (255 * frames).round().astype(np.uint8)"
+        )
