@@ -1,4 +1,4 @@
-"""From video files to batches: decode, sample, tokenise, shard and load; plus the embedded data set `moving_shapes`.
+"""From video files to batches: decode, sample, tokenise, shard and load; with the built-in data set `moving_shapes`.
 
-Imports nothing of `stgt_jax`: the two meet in a batch, a plain dict of arrays.
+The package knows no model: a batch is a plain dict of arrays. Of `stgt_jax` it imports only `errors` and `checks`.
 """

@@ -101,6 +101,8 @@ def train_loader(
     batch_size: int,
     seed: int,
     *,
+    num_frames: int,
+    image_size: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainLoader:
@@ -110,6 +112,16 @@ def train_loader(
     epoch (another few each time, as the order is new), so that a batch never holds a clip twice. Process p gives rows
     p B to (p + 1) B of each global batch, which one process alone would give the same.
 
+    Args:
+      config: the loader's options.
+      split: name of the split.
+      batch_size: B, clips of this process.
+      seed: of the order, the frames and the crops.
+      num_frames: T.
+      image_size: H = W, pixels.
+      process_index: p.
+      process_count: number of processes.
+
     Returns:
       Batches of `video` uint8 [B, T, H, W, 3], `input_ids` int32 [B, S], `attention_mask` int32 [B, S].
 
@@ -118,7 +130,7 @@ def train_loader(
     """
     if seed < 0:
         raise DataError(f"seed={seed} must not be negative")
-    source = _open(config, split)
+    source = _open(config, split, num_frames, image_size)
     global_batch = batch_size * process_count
     if not 0 < global_batch <= len(source):
         raise DataError(
@@ -128,14 +140,21 @@ def train_loader(
     # Dealt out in blocks of a process's batch after the shuffle: batch i of the processes, one after the other, holds
     # the same clips in the same order, with the same crops, however many processes there are.
     clips_per_epoch = len(source) // global_batch * global_batch
-    clips = grain.MapDataset.source(source).seed(seed).shuffle().random_map(functools.partial(_train_clip, config))
+    clip = functools.partial(_train_clip, config, num_frames, image_size)
+    clips = grain.MapDataset.source(source).seed(seed).shuffle().random_map(clip)
     batches = clips[:clips_per_epoch].batch(batch_size)[process_index::process_count].repeat()
     identity = {"split": split, "num_examples": len(source), "global_batch_size": global_batch, "seed": seed}
     return TrainLoader(batches, config.num_workers, identity)
 
 
 def eval_batches(
-    config: DataConfig, split: str, batch_size: int, *, shuffle_frames_seed: int | None = None
+    config: DataConfig,
+    split: str,
+    batch_size: int,
+    *,
+    num_frames: int,
+    image_size: int,
+    shuffle_frames_seed: int | None = None,
 ) -> Iterator[Batch]:
     """Yields every clip of the split once, in order: uniform frames, centre crop.
 
@@ -143,6 +162,8 @@ def eval_batches(
       config: the loader's options; its training options play no part here.
       split: name of the split.
       batch_size: B; a last batch that is not full repeats the last clip.
+      num_frames: T.
+      image_size: H = W, pixels.
       shuffle_frames_seed: given, each clip's T frames are put out of order (neither as they were nor reversed), the
         same way for the same seed: the control for whether a model sees time.
 
@@ -155,14 +176,14 @@ def eval_batches(
     """
     if batch_size < 1:
         raise DataError(f"evaluation batch size {batch_size} must be at least 1")
-    source = _open(config, split)
-    clip = functools.partial(_eval_clip, config, shuffle_frames_seed)
+    source = _open(config, split, num_frames, image_size)
+    clip = functools.partial(_eval_clip, num_frames, image_size, shuffle_frames_seed)
     return _padded_batches(grain.MapDataset.source(source).map_with_index(clip), batch_size)
 
 
 def num_examples(config: DataConfig, split: str) -> int:
     """Returns the number of clips in a split of the shard set."""
-    return len(_open(config, split))
+    return len(_open_split(config, split))
 
 
 def split_vocab_size(config: DataConfig) -> int:
@@ -194,32 +215,43 @@ def _end_after_parent() -> None:
         os._exit(1)
 
 
-def _open(config: DataConfig, split: str) -> ShardSource:
+def _open_split(config: DataConfig, split: str) -> ShardSource:
     if not config.shards:
         raise DataError("data.shards is empty; name a shard set folder, as written by `stgt data build`")
-    source = open_shards(config.shards, split)
+    return open_shards(config.shards, split)
+
+
+def _open(config: DataConfig, split: str, num_frames: int, image_size: int) -> ShardSource:
+    for name, value in (("num_frames", num_frames), ("image_size", image_size)):
+        if value < 1:
+            raise DataError(f"{name}={value} must be at least 1")
+    source = _open_split(config, split)
     num_kept = source.settings.num_kept_frames
-    if config.num_frames > num_kept:
+    if num_frames > num_kept:
         raise DataError(
-            f"data.num_frames={config.num_frames} is more than the {num_kept} frames a clip of"
-            f" data.shards='{config.shards}' keeps; rebuild the shards with at least {config.num_frames} kept frames"
+            f"num_frames={num_frames} is more than the {num_kept} frames that data.shards='{config.shards}' keeps of a"
+            f" clip; use {num_kept} or fewer, or rebuild the shards with --num-kept-frames {num_frames}"
         )
     return source
 
 
-def _train_clip(config: DataConfig, record: Mapping[str, Any], rng: np.random.Generator) -> Batch:
-    frames = train_frames(rng, config.train_frame_sampling, len(record["video"]), config.num_frames)
-    video = random_resized_crop(rng, record["video"][frames], config.image_size, config.crop_scale)
+def _train_clip(
+    config: DataConfig, num_frames: int, image_size: int, record: Mapping[str, Any], rng: np.random.Generator
+) -> Batch:
+    frames = train_frames(rng, config.train_frame_sampling, len(record["video"]), num_frames)
+    video = random_resized_crop(rng, record["video"][frames], image_size, config.crop_scale)
     if config.flip:
         video = random_flip(rng, video)
     return {"video": video, **_tokens(record)}
 
 
-def _eval_clip(config: DataConfig, shuffle_seed: int | None, index: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    frames = uniform_frames(len(record["video"]), config.num_frames)
+def _eval_clip(
+    num_frames: int, image_size: int, shuffle_seed: int | None, index: int, record: Mapping[str, Any]
+) -> dict[str, Any]:
+    frames = uniform_frames(len(record["video"]), num_frames)
     if shuffle_seed is not None:
-        frames = frames[wrong_time_order(np.random.default_rng((shuffle_seed, index)), config.num_frames)]
-    video = centre_crop(record["video"][frames], config.image_size)
+        frames = frames[wrong_time_order(np.random.default_rng((shuffle_seed, index)), num_frames)]
+    video = centre_crop(record["video"][frames], image_size)
     return {"video": video, **_tokens(record), **{name: record[name] for name in _EVAL_TEXT}}
 
 

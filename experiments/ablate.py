@@ -80,7 +80,7 @@ def _trainings(workdir: Path, shards: str, options: Sequence[str]) -> dict[str, 
             "data.shards": shards,
             "model.graph.variant": variant,
             "train.loss.contrastive": contrastive,
-            "train.initial_weights": str(workdir / f"stage1_{variant}"),
+            "weights.initial": str(workdir / f"stage1_{variant}"),
         }
         trainings[_stage2_name(variant, contrastive)] = stage_recipe("moving_shapes_stage2", options, fixed)
     return trainings

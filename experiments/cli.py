@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data_pipeline.errors import DataError
 from experiments.options import apply_options, format_value, list_options
 from experiments.perf.bench.commands import add_bench_commands
 from experiments.perf.compile.commands import add_compile_command
 from experiments.recipes import RECIPES, get_recipe
 from experiments.steps import write_json
-from stgt_jax.errors import Preempted, STGTError, nearest
+from stgt_jax.checks import did_you_mean
+from stgt_jax.errors import Preempted, STGTError
 
 Figures = dict[str, Any]
 RECIPE_OPTIONS = "any field of a recipe, as --train.num_steps 100, or --num_steps 100 where one field ends so"
@@ -36,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra and not arguments.takes_recipe_options:
             name = extra[0].partition("=")[0]
             known = re.findall(r"--[\w-]+", arguments.command.format_usage())
-            raise STGTError(f"unknown argument {name}{nearest(name, known)}")
+            raise STGTError(f"unknown argument {name}{did_you_mean(name, known)}")
         arguments.recipe_options = extra
         figures = arguments.run(arguments)
         if arguments.json and figures is not None:
             write_json(arguments.json, figures)
     except Preempted as stop:
         print(f"stgt: {stop}", file=sys.stderr)
-    except (STGTError, DataError) as error:
+    except STGTError as error:
         print(f"stgt: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -160,7 +160,8 @@ def _add_pretrain(commands: Any) -> None:
         commands,
         "pretrain",
         _pretrain,
-        "Train one stage. The second stage starts from the first one's folder: --train.initial_weights DIR.",
+        "Train one stage. A second stage starts from the folder of the first: --weights.initial DIR. A frozen vision"
+        " encoder takes its weights from another checkpoint: --weights.vision DIR.",
         json="the last losses and scores",
         takes_recipe_options=True,
     )
@@ -292,10 +293,6 @@ def _data_build(arguments: argparse.Namespace) -> Figures:
 def _pretrain(arguments: argparse.Namespace) -> Figures | None:
     own = re.findall(r"--([\w-]+)", arguments.command.format_usage())
     recipe = apply_options(get_recipe(arguments.recipe), arguments.recipe_options, also_known=own)
-    if arguments.recipe.endswith("_stage2") and not recipe.train.initial_weights:
-        raise STGTError(
-            f"{arguments.recipe} starts from the weights of the first stage: --train.initial_weights DIR, its --workdir"
-        )
     import jax
 
     from stgt_jax.distributed import joined

@@ -70,7 +70,7 @@ def run_demo(
 
 def _stages(workdir: Path, options: Sequence[str]) -> dict[str, Recipe]:
     fixed = {"data.shards": str(workdir / "shards")}
-    second = {**fixed, "train.initial_weights": str(workdir / "stage1")}
+    second = {**fixed, "weights.initial": str(workdir / "stage1")}
     return {
         "stage1": stage_recipe("moving_shapes_stage1", options, fixed),
         "stage2": stage_recipe("moving_shapes_stage2", options, second),

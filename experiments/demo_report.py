@@ -5,7 +5,7 @@ the page then shows.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from experiments.evaluate import retrieval
 from experiments.pictures import Pictures, collect_pictures
 from experiments.report import ReportInputs, read_curve, write_report
 from experiments.steps import read_json
+from stgt_jax.config import ModelConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, format_time_order
@@ -57,9 +58,7 @@ def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
 def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInputs:
     config = load_config(workdir / STAGES[-1])
     params = load_params(workdir / STAGES[-1], config)
-    data = DataConfig(
-        shards=str(workdir / "shards"), num_frames=config.graph.num_frames, image_size=config.vision.image_size
-    )
+    data = DataConfig(shards=str(workdir / "shards"))
     ablation = workdir / "ablation" / "ablation.json"
     counts = {
         "training clips": num_examples(data, "train"),
@@ -70,7 +69,7 @@ def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInpu
     return ReportInputs(
         retrieval=results["frames in order"],
         shuffled=results["frames shuffled"],
-        gallery=_gallery(data, results["frames in order"].video_ids),
+        gallery=_gallery(data, config, results["frames in order"].video_ids),
         pictures=_pictures(data, Encoder(config, params)),
         curves={stage: read_curve(workdir / stage / "metrics.jsonl") for stage in STAGES},
         ablation=read_json(ablation)["arms"] if ablation.exists() else {},
@@ -78,20 +77,25 @@ def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInpu
     )
 
 
-def _gallery(data: DataConfig, video_ids: tuple[str, ...]) -> np.ndarray:
+def _gallery(data: DataConfig, config: ModelConfig, video_ids: tuple[str, ...]) -> np.ndarray:
     """Returns the clips uint8 [V, T, H, W, 3] in the order of `video_ids`."""
     clips: dict[str, np.ndarray] = {}
-    for batch in eval_batches(data, TEST_SPLIT, BATCH):
+    for batch in _test_batches(data, config):
         for video_id, video in zip(batch["video_id"], batch["video"], strict=True):
             clips.setdefault(video_id, video)
     return np.stack([clips[video_id] for video_id in video_ids])
 
 
 def _pictures(data: DataConfig, encoder: Encoder) -> Pictures | None:
-    batches = eval_batches(data, TEST_SPLIT, BATCH)
+    batches = _test_batches(data, encoder.model.config)
     first = next(itertools.islice(batches, 1))
     batches.close()  # type: ignore[attr-defined]  # a generator, whose reader stops here
     return collect_pictures(encoder, first)
+
+
+def _test_batches(data: DataConfig, config: ModelConfig) -> Iterator[dict[str, np.ndarray]]:
+    size = config.vision.image_size
+    return eval_batches(data, TEST_SPLIT, BATCH, num_frames=config.num_frames, image_size=size)
 
 
 def _seconds(workdir: Path) -> dict[str, str]:

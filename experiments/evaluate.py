@@ -36,8 +36,13 @@ def retrieval(
     """
     check_storage(checkpoint, shards)
     config = load_config(checkpoint)
-    data = DataConfig(shards=str(shards), num_frames=config.graph.num_frames, image_size=config.vision.image_size)
-    seed = FRAME_SHUFFLE_SEED if shuffle_frames else None
     encoder = Encoder(config, load_params(checkpoint, config), batch_size=batch_size)
-    batches = eval_batches(data, split, batch_size, shuffle_frames_seed=seed)
+    batches = eval_batches(
+        DataConfig(shards=str(shards)),
+        split,
+        batch_size,
+        num_frames=config.num_frames,
+        image_size=config.vision.image_size,
+        shuffle_frames_seed=FRAME_SHUFFLE_SEED if shuffle_frames else None,
+    )
     return evaluate_retrieval(encoder, batches, k_test=k_test)

@@ -11,7 +11,8 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from stgt_jax.errors import STGTError, nearest
+from stgt_jax.checks import did_you_mean
+from stgt_jax.errors import STGTError
 
 Config = TypeVar("Config")
 
@@ -93,7 +94,7 @@ def _full_name(name: str, options: Iterable[str], also_known: Iterable[str]) -> 
         )
     # Compare with each option's short name as well: a misspelt short name is far from every full one.
     short = {option.rpartition(".")[2]: option for option in options}
-    hint = nearest(name, [*options, *short, *also_known])
+    hint = did_you_mean(name, [*options, *short, *also_known])
     if not hint.startswith("; did you mean"):
         hint = "; `stgt recipes RECIPE` lists all"
     raise STGTError(f"unknown option --{name}{hint.replace(chr(39), chr(39) + '--', 1)}")
@@ -118,9 +119,11 @@ def _parse(option: str, text: str, annotation: Any) -> Any:
         if type(None) in kinds and text.lower() == "none":
             return None
         if words and not text.lstrip("-").isdigit():
-            raise STGTError(f"--{option}={text} is neither a number nor {' or '.join(words)}{nearest(text, words)}")
+            raise STGTError(
+                f"--{option}={text} is neither a number nor {' or '.join(words)}{did_you_mean(text, words)}"
+            )
         (annotation,) = (k for k in kinds if k is not type(None) and typing.get_origin(k) is not Literal)
-    if annotation is str:
+    if annotation is str or typing.get_origin(annotation) is Literal:  # the dataclass checks its choices
         return text
     if annotation is bool:
         if text.lower() not in ("true", "false"):

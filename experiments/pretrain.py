@@ -1,11 +1,13 @@
 """One stage of training from a recipe: the loader, the model and the validation brought together for `train`."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from data_pipeline.loader import eval_batches, split_vocab_size, train_loader
 from data_pipeline.shards import VOCAB_NAME, list_splits, open_shards
@@ -13,10 +15,13 @@ from experiments.options import apply_options, list_options, replace_options
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
 from experiments.storage import check_storage
+from stgt_jax.config import WeightsConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
+from stgt_jax.train.checkpoint import has_checkpoint
 from stgt_jax.train.loop import train
+from stgt_jax.train.weights import check_weights, initial_params
 
 TRAIN_SPLIT = "train"
 VALIDATION_SPLITS = ("validation", "val", "test")  # the first that the shard set has
@@ -38,26 +43,35 @@ def pretrain(
       The last step's losses and, named "validation/...", the last validation's scores.
 
     Raises:
-      STGTError, DataError: no shards, or shards, weights or devices that do not fit the recipe; a bucket that does not
-        answer.
+      STGTError: shards, weights or devices that are missing or do not fit the recipe; a bucket that does not answer.
     """
-    check_storage(workdir, recipe.data.shards, recipe.train.initial_weights or "")
+    check_storage(workdir, recipe.data.shards, recipe.weights.initial, recipe.weights.vision)
+    if not has_checkpoint(workdir):
+        check_weights(recipe.weights, recipe.model, needs_initial=recipe.needs_initial_weights)
     recipe = fit_to_shards(recipe)
     per_process, rest = divmod(recipe.train.batch_size, jax.process_count())
     if rest:
         raise STGTError(
             f"train.batch_size={recipe.train.batch_size} does not divide by the {jax.process_count()} processes"
         )
-    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    with train_loader(recipe.data, TRAIN_SPLIT, per_process, recipe.train.seed, **place) as loader:
-        evaluate = _validation(recipe)
+    with train_loader(
+        recipe.data,
+        TRAIN_SPLIT,
+        per_process,
+        recipe.train.seed,
+        num_frames=recipe.model.num_frames,
+        image_size=recipe.model.vision.image_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    ) as loader:
         return train(
             recipe.model,
             recipe.train,
             loader,
             workdir,
             resume=resume,
-            evaluate=evaluate,
+            evaluate=_validation(recipe),
+            initial_params=_initial_params(recipe),
             profile_steps=profile_steps,
         )
 
@@ -113,18 +127,28 @@ def stage_recipe(name: str, options: Sequence[str], fixed: Mapping[str, Any]) ->
     return replace_options(changed, fixed)
 
 
+def _initial_params(recipe: Recipe) -> Callable[[Mesh], Any] | None:
+    """Returns the function from the mesh to the parameters to start from; None for random ones."""
+    if recipe.weights == WeightsConfig():
+        return None
+    return functools.partial(initial_params, recipe.weights, recipe.model, recipe.train.seed)
+
+
 def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
     """Returns the function from parameters to retrieval scores on the validation clips; None where there are none."""
-    data = recipe.data
+    data, config = recipe.data, recipe.model
     split = next((name for name in VALIDATION_SPLITS if name in list_splits(data.shards)), None)
     if split is None:
         return None
 
     def evaluate(params: Any) -> dict[str, float]:
         mesh = jax.tree.leaves(params)[0].sharding.mesh
-        encoder = Encoder(recipe.model, params, mesh=mesh, batch_size=VALIDATION_BATCH)
+        encoder = Encoder(config, params, mesh=mesh, batch_size=VALIDATION_BATCH)
+        batches = eval_batches(
+            data, split, encoder.batch_size, num_frames=config.num_frames, image_size=config.vision.image_size
+        )
         # One candidate a query: re-ranking takes most of the time, and similarity alone tells how training goes.
-        result = evaluate_retrieval(encoder, eval_batches(data, split, encoder.batch_size), k_test=1)
+        result = evaluate_retrieval(encoder, batches, k_test=1)
         time_order = time_order_metrics(result)["similarity"]
         twins = {"twin_accuracy": time_order["twin_accuracy"]} if time_order["num_texts"] else {}
         return result.metrics | twins

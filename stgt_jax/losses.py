@@ -85,8 +85,8 @@ def stgt_losses(
       params: its parameters.
       batch: video [B, T, height, width, 3], input_ids and attention_mask [B, S].
       rng: a key for dropout and the hard negatives.
-      config: which losses, and their weights.
-      train: dropout and stochastic depth on.
+      config: which contrastive loss, and the label smoothing of each loss.
+      train: dropout on.
       negatives: (a video for each text, a text for each video), [B] each, to use instead of drawing them.
 
     Returns:
@@ -112,7 +112,7 @@ def stgt_losses(
     decoder_logits = apply("decode", video["query_cache"], decoder_ids, mask)
     loss_vtg = vtg_loss(decoder_logits, ids, mask, label_smoothing=config.vtg_label_smoothing)
 
-    loss = contrastive.loss + config.vtm_weight * loss_vtm + config.vtg_weight * loss_vtg
+    loss = contrastive.loss + loss_vtm + loss_vtg
     return loss, {
         "loss": loss,
         "loss_contrastive": contrastive.loss,

@@ -23,8 +23,9 @@ from typing import Any
 from etils import epath
 from etils.epath.gpath import PosixGPath
 
+from stgt_jax.checks import did_you_mean
 from stgt_jax.config import ModelConfig
-from stgt_jax.errors import STGTError, nearest
+from stgt_jax.errors import STGTError
 
 CONFIG_NAME, VOCAB_NAME = "config.json", "vocab.txt"
 PathLike = str | os.PathLike[str]
@@ -37,8 +38,8 @@ _FREE_ON_RESUME = (
 )  # fmt: skip
 # Fields of the model that a second stage may set as it likes, and those it may set if the user says so.
 _FREE_ON_START = (
-    *_ONLY_HOW, "model.dtype", "model.temperature", "model.vision.freeze", "model.vision.open_blocks",
-    "model.vision.drop_path", "model.*.dropout", "model.*.time_embed_std",
+    *_ONLY_HOW, "model.dtype", "model.vision.freeze", "model.vision.open_blocks", "model.*.dropout",
+    "model.*.time_embed_std",
 )  # fmt: skip
 _ALLOWED_ON_START = ("model.graph.sim_threshold", "model.num_frames")
 
@@ -269,7 +270,7 @@ def _from_json(cls: type, values: Any, file: epath.Path, section: str) -> Any:
         raise STGTError(f"'{file}': \"{section}\" is not a group of options; restore the file")
     for name in values:
         if name not in types:
-            raise STGTError(f"'{file}': {section}.{name} is not an option{nearest(name, types)}")
+            raise STGTError(f"'{file}': {section}.{name} is not an option{did_you_mean(name, types)}")
     nested = {n: _from_json(types[n], v, file, n) for n, v in values.items() if dataclasses.is_dataclass(types[n])}
     try:
         return cls(**{**values, **nested})

@@ -29,9 +29,9 @@ HOPPER = Path(__file__).with_name("h100.txtpb").read_text()
 # As far as the kernels are concerned: of all GPUs they run on, Ada's and the smaller Amperes have the least memory.
 ADA = HOPPER.replace("232448", "101376").replace("9 feature_extension: ACCELERATED_FEATURES", "8 minor: 9")
 SMALLER = [
-    "--batch_size=8", "--model.graph.num_frames=4", "--data.num_frames=4", "--model.vision.image_size=168",
-    "--data.image_size=168", "--vision.width=176", "--vision.depth=1", "--vision.num_heads=2", "--vision.mlp_dim=352",
-    "--graph.num_heads=2", "--qformer.width=64", "--qformer.depth=2", "--qformer.num_heads=2", "--qformer.mlp_dim=128",
+    "--batch_size=8", "--num_frames=4", "--image_size=168", "--vision.width=176", "--vision.depth=1",
+    "--vision.num_heads=2", "--vision.mlp_dim=352", "--graph.num_heads=2", "--qformer.width=64", "--qformer.depth=2",
+    "--qformer.num_heads=2", "--qformer.mlp_dim=128",
 ]  # fmt: skip
 CUDNN_VERSION = 91000  # of a library that need not be there either: only its kernels' names go into a program
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from stgt_jax.config import (
-    PRESETS,
+    GRAPH_IMPLEMENTATIONS,
     GraphConfig,
     LossConfig,
     MeshConfig,
@@ -14,25 +14,28 @@ from stgt_jax.config import (
     QFormerConfig,
     TrainConfig,
     VisionConfig,
+    vit_g,
 )
 from stgt_jax.errors import STGTError
 
 MISTAKES = [
-    (lambda: VisionConfig(num_heads=15), "vision.num_heads=15 does not divide vision width 1408; use 16, say"),
+    (lambda: VisionConfig(num_heads=15), "vision.num_heads=15 does not divide vision width 1408; use 16, for example"),
     (lambda: VisionConfig(image_size=225), "vision.image_size=225 is not a multiple of vision.patch_size=14; use 224"),
     (lambda: VisionConfig(depth=0), "vision.depth=0 must be greater than 0"),
-    (lambda: VisionConfig(drop_path=1.0), "vision.drop_path=1.0 must lie in [0, 1)"),
     (lambda: VisionConfig(freeze=True, open_blocks=39), "vision.open_blocks=39 must lie in [0, vision.depth=39)"),
     (lambda: VisionConfig(open_blocks=2), "vision.open_blocks=2 needs vision.freeze=true"),
-    (lambda: GraphConfig(num_frames=0), "graph.num_frames=0 must be greater than 0"),
+    (lambda: GraphConfig(time_embed_rows=0), "graph.time_embed_rows=0 must be greater than 0"),
     (lambda: GraphConfig(sim_threshold=1.5), "graph.sim_threshold=1.5 must lie in [-1, 1]"),
     (lambda: GraphConfig(variant="unweigthed"), "did you mean 'unweighted'?"),
     (lambda: GraphConfig(implementation="band"), "graph.implementation='band' is not a choice; did you mean 'banded'?"),
     (lambda: ModelConfig(graph=GraphConfig(num_heads=12)), "graph.num_heads=12 does not divide graph width 1408"),
+    (lambda: GraphConfig(dropout=1.0), "graph.dropout=1.0 must lie in [0, 1)"),
+    (lambda: GraphConfig(time_embed_std=-1.0), "graph.time_embed_std=-1.0 must not be negative"),
+    (lambda: ModelConfig(num_frames=0), "model.num_frames=0 must be greater than 0"),
     (lambda: QFormerConfig(num_heads=7), "qformer.num_heads=7 does not divide qformer width 768"),
     (lambda: ModelConfig(dtype="bfloat"), "did you mean 'bfloat16'?"),
     (lambda: LossConfig(contrastive="scal"), "did you mean 'csal'?"),
-    (lambda: LossConfig(vtm_weight=-1.0), "loss.vtm_weight=-1.0 must not be negative"),
+    (lambda: LossConfig(vtg_label_smoothing=1.0), "loss.vtg_label_smoothing=1.0 must lie in [0, 1)"),
     (lambda: OptimizerConfig(peak_learning_rate=0.0), "optimizer.peak_learning_rate=0.0 must be greater than 0"),
     (lambda: MeshConfig(data=0), "every axis must be positive or -1"),
     (lambda: MeshConfig(data=-1, fsdp=-1), "only one axis can be -1"),
@@ -52,14 +55,20 @@ def test_impossible_configs_are_refused_in_one_line(make, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_presets_are_possible_and_frozen() -> None:
-    for preset in PRESETS.values():
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            preset().embed_dim = 1
+def test_configs_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        vit_g().embed_dim = 1
+
+
+def test_choices_of_an_option_are_those_of_its_annotation() -> None:
+    for implementation in GRAPH_IMPLEMENTATIONS:
+        GraphConfig(implementation=implementation)
+    with pytest.raises(STGTError, match="known: auto, banded, dense, pallas_gpu, pallas_tpu"):
+        GraphConfig(implementation="")
 
 
 def test_the_published_model_has_the_published_sizes() -> None:
-    config = PRESETS["vit_g"]()
+    config = vit_g()
     assert (config.vision.width, config.vision.depth, config.vision.num_heads, config.vision.mlp_dim) == (
         1408,
         39,

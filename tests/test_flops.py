@@ -18,7 +18,7 @@ from stgt_jax.train.state import param_shapes
 BATCH, FRAMES, TEXT = 2, 3, 24
 CONFIG = ModelConfig(
     vision=VisionConfig(image_size=64, patch_size=8, width=256, depth=2, num_heads=2, mlp_dim=512),
-    graph=GraphConfig(num_heads=2, num_frames=FRAMES, dropout=0.0, implementation="banded"),
+    graph=GraphConfig(num_heads=2, dropout=0.0, implementation="banded"),
     qformer=QFormerConfig(vocab_size=512, max_text_length=32, width=192, depth=3, num_heads=2, mlp_dim=512,
                           num_queries=16, dropout=0.0, sep_token_id=3),
     embed_dim=64,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from models_for_tests import tiny
 
-from stgt_jax.config import LossConfig, ModelConfig, TrainConfig, tiny
+from stgt_jax.config import LossConfig, ModelConfig, TrainConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.run_folder import (
     Preparation,
@@ -179,7 +180,7 @@ def test_weights_of_another_model_are_refused(run: Run, option: dict[str, Any]) 
 
 
 def test_second_stage_may_set_dropout_freezing_and_dtype_and_if_allowed_the_threshold(run: Run) -> None:
-    vision = dataclasses.replace(MODEL.vision, freeze=True, drop_path=0.1)
+    vision = dataclasses.replace(MODEL.vision, freeze=True)
     check_initial_weights(run, dataclasses.replace(graph(dropout=0.3), vision=vision, dtype="bfloat16"))
     with pytest.raises(STGTError, match=r"sim_threshold was 0.1, now 0.5; give the same, or --allow-changes"):
         check_initial_weights(run, graph(sim_threshold=0.5))

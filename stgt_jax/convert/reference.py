@@ -116,7 +116,9 @@ def reference_config(
     vocab_size, qformer_width = shape("Qformer.bert.embeddings.word_embeddings.weight")
     qformer_depth = _count(weights, "Qformer.bert.encoder.layer.")
     crossing = [i for i in range(qformer_depth) if _QFORMER.format(i) + "crossattention.self.key.weight" in weights]
+    num_frames = shape("graph_cross_model.time_embed")[0]
     return ModelConfig(
+        num_frames=num_frames,
         vision=VisionConfig(
             image_size=grid * patch_size,
             patch_size=patch_size,
@@ -128,7 +130,7 @@ def reference_config(
         graph=GraphConfig(
             num_layers=_count(weights, "graph_cross_model.resblocks."),
             num_heads=graph_heads,
-            num_frames=shape("graph_cross_model.time_embed")[0],
+            time_embed_rows=num_frames,
             sim_threshold=sim_threshold,
         ),
         qformer=QFormerConfig(

@@ -85,14 +85,14 @@ class GraphTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         num_frames, tokens, width = x.shape[1:]
-        # As strong as the tokens it is added to: they come without a final norm, and a fainter row is lost among them.
-        time_embed = self.param("time_embed", nn.initializers.normal(2.0), (self.config.num_frames, width))
+        init = nn.initializers.normal(self.config.time_embed_std)
+        time_embed = self.param("time_embed", init, (self.config.time_embed_rows, width))
         # Loaded from checkpoints as it is, never trained (docs/model.md section 2).
         pos_2d_embed = self.param("pos_2d_embed", lambda _: sincos_2d(math.isqrt(tokens - 1), width))
         x = x + _resample_rows(time_embed, num_frames)[:, None].astype(self.dtype)
         x = x + jax.lax.stop_gradient(pos_2d_embed).astype(self.dtype)
 
-        blocks = stack(GraphBlock, self.config.num_layers, scan=self.scan, remat=self.remat, in_axes=())
+        blocks = stack(GraphBlock, self.config.num_layers, scan=self.scan, remat=self.remat)
         x, intermediates = blocks(self.config, self.dtype, name="blocks")(x, train)
 
         x = layer_norm(1e-5, self.dtype, "ln_post")(condense(x))

@@ -53,20 +53,24 @@ def layer_norm(epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
-def stack(block: type[nn.Module], length: int, *, scan: bool, remat: bool, in_axes: tuple) -> Callable[..., nn.Module]:
+def stack(
+    block: type[nn.Module], length: int, *, scan: bool, remat: bool, in_axes: tuple = (), takes_train: bool = True
+) -> Callable[..., nn.Module]:
     """Repeats a block `length` times, its parameters stacked along a leading layer axis.
 
-    `block.__call__(carry, *inputs, train)` returns (carry, output); `in_axes` says for each of `inputs` whether it
-    has a layer axis (0) or is the same for all layers (nn.broadcast). The parameters' layout and the results are the
-    same whether the layers run as a loop (`scan`) or unrolled, recomputed in the backward pass (`remat`) or not.
+    `block.__call__(carry, *inputs, train)` returns (carry, output); with `takes_train=False` it has no `train`.
+    `in_axes` says for each of `inputs` whether it has a layer axis (0) or is the same for all layers (nn.broadcast).
+    The parameters' layout and the results are the same whether the layers run as a loop (`scan`) or unrolled,
+    recomputed in the backward pass (`remat`) or not.
     """
     if remat:
-        block = nn.remat(block, prevent_cse=not scan, static_argnums=(len(in_axes) + 2,))
+        static = (len(in_axes) + 2,) if takes_train else ()
+        block = nn.remat(block, prevent_cse=not scan, static_argnums=static)
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(*in_axes, nn.broadcast),
+        in_axes=(*in_axes, nn.broadcast) if takes_train else in_axes,
         length=length,
         unroll=1 if scan else length,
     )
@@ -114,13 +118,11 @@ class MlpBlock(nn.Module):
     mlp_dim: int
     activation: Callable[[jax.Array], jax.Array]
     dtype: jnp.dtype
-    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = shard(nn.Dense(self.mlp_dim, dtype=self.dtype, name="up")(x), "clip", ..., "hidden")
         y = self.activation(y)
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return shard(nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(y), "clip", ..., "feature")
 
 

@@ -18,6 +18,8 @@ from stgt_jax.models.vit import VisionTransformer
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+INITIAL_TEMPERATURE = 0.07
+PAD_TOKEN_ID = 0
 
 
 class STGT(nn.Module):
@@ -39,7 +41,7 @@ class STGT(nn.Module):
         self.vision_proj = nn.Dense(config.embed_dim, dtype=dtype)
         self.text_proj = nn.Dense(config.embed_dim, dtype=dtype)
         self.itm_head = nn.Dense(2, dtype=dtype)
-        self.temperature = self.param("temperature", nn.initializers.constant(config.temperature), ())
+        self.temperature = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
 
     def __call__(self, video: jax.Array, input_ids: jax.Array, attention_mask: jax.Array) -> dict[str, Any]:
         """Runs every method once, so that `init` makes every parameter; takes equally many videos and texts."""
@@ -53,14 +55,14 @@ class STGT(nn.Module):
 
         Args:
           video: [B, T, height, width, 3], uint8 or floating and then already normalised with CLIP's mean and std.
-          train: dropout and stochastic depth on.
+          train: dropout on.
 
         Returns:
           vit_tokens [B, T, L, D]; graph_tokens [B, M, D], what `match` takes; local_tokens and graph_attention
           [layers, B, N, D], the nodes of each graph block and what its attention gave (absent without the graph
           module); query_states [B, Q, H]; video_embed [B, Q, E], float32 of norm 1; query_cache for `decode`.
         """
-        vit_tokens = self.vision(normalize_frames(video, jnp.dtype(self.config.dtype)), train=train)
+        vit_tokens = self.vision(normalize_frames(video, jnp.dtype(self.config.dtype)))
         intermediates: dict[str, jax.Array] = {}
         if self.config.graph.variant == "none":
             graph_tokens = vit_tokens.mean(axis=1)
@@ -118,13 +120,13 @@ def generate(model: STGT, params: Any, query_cache: Any, *, max_length: int) -> 
     """
     config = model.config.qformer
     batch = jax.tree.leaves(query_cache)[0].shape[-3]
-    ids = jnp.full((batch, max_length), config.pad_token_id, jnp.int32).at[:, 0].set(config.dec_token_id)
+    ids = jnp.full((batch, max_length), PAD_TOKEN_ID, jnp.int32).at[:, 0].set(config.dec_token_id)
 
     def step(i, carry):
         ids, ended = carry
         mask = jnp.broadcast_to(jnp.arange(max_length) < i, ids.shape)
         logits = jnp.asarray(model.apply({"params": params}, query_cache, ids, mask, method="decode"))
-        token = jnp.where(ended, config.pad_token_id, logits[:, i - 1].argmax(axis=-1)).astype(jnp.int32)
+        token = jnp.where(ended, PAD_TOKEN_ID, logits[:, i - 1].argmax(axis=-1)).astype(jnp.int32)
         return ids.at[:, i].set(token), ended | (token == config.sep_token_id)
 
     return jax.lax.fori_loop(1, max_length, step, (ids, jnp.zeros(batch, bool)))[0]

@@ -14,29 +14,17 @@ from stgt_jax.sharding import shard
 
 
 class VisionBlock(nn.Module):
-    """x += attention(norm1(x)); x += mlp(norm2(x)), each branch dropped per frame at `drop_path_rate`.
-
-    ([B, T, L, D], scalar rate) -> [B, T, L, D].
-    """
+    """x += attention(norm1(x)); x += mlp(norm2(x)): [B, T, L, D] -> [B, T, L, D]."""
 
     config: VisionConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, drop_path_rate: jax.Array, train: bool) -> tuple[jax.Array, None]:
-        config = self.config
-
-        def residual(branch: jax.Array) -> jax.Array:
-            branch = nn.Dropout(config.dropout, deterministic=not train)(branch)
-            if not train or config.drop_path == 0.0:
-                return branch
-            keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - drop_path_rate, (*branch.shape[:2], 1, 1))
-            return jnp.where(keep, branch / (1.0 - drop_path_rate), 0.0).astype(branch.dtype)
-
-        attention = MultiHeadAttention(config.num_heads, self.dtype, config.dropout, key_bias=False, name="attention")
-        mlp = MlpBlock(config.mlp_dim, gelu, self.dtype, config.dropout, name="mlp")
-        x = x + residual(attention(layer_norm(1e-6, self.dtype, "norm1")(x), train=train))
-        x = x + residual(mlp(layer_norm(1e-6, self.dtype, "norm2")(x), train=train))
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        attention = MultiHeadAttention(self.config.num_heads, self.dtype, key_bias=False, name="attention")
+        mlp = MlpBlock(self.config.mlp_dim, gelu, self.dtype, name="mlp")
+        x = x + attention(layer_norm(1e-6, self.dtype, "norm1")(x))
+        x = x + mlp(layer_norm(1e-6, self.dtype, "norm2")(x))
         return x, None
 
 
@@ -67,7 +55,7 @@ class VisionTransformer(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, video: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, video: jax.Array) -> jax.Array:
         config = self.config
         x = PatchEmbed(config, self.dtype, name="patch_embed")(video)
         init = nn.initializers.truncated_normal(0.02)
@@ -76,16 +64,9 @@ class VisionTransformer(nn.Module):
         cls_token = jnp.broadcast_to(cls_token.astype(self.dtype), (*x.shape[:2], 1, config.width))
         x = jnp.concatenate([cls_token, x], axis=2) + pos_embed.astype(self.dtype)
         x = shard(x, "clip", "frame", "token", "feature")  # [B, T, L, D]
-        train_frozen = train and not config.freeze  # what does not train has nothing to regularise
-        x = nn.Dropout(config.dropout, deterministic=not train_frozen)(x)
+        x = self._blocks("blocks", x, config.depth - config.open_blocks)
+        return self._blocks("open_blocks", x, config.open_blocks) if config.open_blocks else x
 
-        rates = jnp.linspace(0.0, config.drop_path, config.depth)
-        split = config.depth - config.open_blocks
-        x = self._blocks("blocks", x, rates[:split], train_frozen)
-        if config.open_blocks:
-            x = self._blocks("open_blocks", x, rates[split:], train)
-        return x
-
-    def _blocks(self, name: str, x: jax.Array, rates: jax.Array, train: bool) -> jax.Array:
-        blocks = stack(VisionBlock, len(rates), scan=self.scan, remat=self.remat, in_axes=(0,))
-        return blocks(self.config, self.dtype, name=name)(x, rates, train)[0]
+    def _blocks(self, name: str, x: jax.Array, depth: int) -> jax.Array:
+        blocks = stack(VisionBlock, depth, scan=self.scan, remat=self.remat, takes_train=False)
+        return blocks(self.config, self.dtype, name=name)(x)[0]

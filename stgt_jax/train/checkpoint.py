@@ -29,9 +29,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
+from stgt_jax.checks import did_you_mean
 from stgt_jax.config import ModelConfig
-from stgt_jax.errors import STGTError, nearest
+from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT
+from stgt_jax.sharding import param_shardings
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, param_shapes, split_params
 
 _PREEMPTED = "preempted"  # among what Orbax keeps beside a checkpoint: whether it was saved because the run must stop
@@ -147,7 +149,7 @@ class Checkpoints:
                 raise STGTError(
                     f"{folder}: was written by {len(loaders)} processes, each at its own place in the data, and cannot"
                     f" be resumed by {jax.process_count()}; run as many, or start anew with"
-                    f" --train.initial_weights {folder}"
+                    f" --weights.initial {folder}"
                 )
             loaders = loaders[:1] * jax.process_count()
         trainable, frozen = split_params(params, config)
@@ -185,6 +187,30 @@ def load_params(path: PathLike, config: ModelConfig, mesh: Mesh | None = None) -
     return _restore(folder / "params", template)
 
 
+def load_saved_params(path: PathLike, mesh: Mesh) -> Any:
+    """Reads the parameters of a checkpoint of any model, in the shapes and dtypes that were saved, laid out on `mesh`.
+
+    Args:
+      path: as for `load_params`.
+      mesh: of `make_mesh`.
+
+    Raises:
+      STGTError: there is no checkpoint, or it is damaged.
+    """
+    folder = _checkpoint_folder(_absolute(path)) / "params"
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _saved_shapes(folder))
+    template = jax.tree.map(
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, param_shardings(shapes, mesh)
+    )
+    return _read(folder, template)
+
+
+def has_checkpoint(workdir: PathLike) -> bool:
+    """Whether a run's folder holds a checkpoint."""
+    folder = _absolute(workdir) / "checkpoints"
+    return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
+
+
 def save_config(workdir: PathLike, **sections: Any) -> None:
     """Writes dataclasses, such as `model=ModelConfig(...)`, into WORKDIR/config.json; other sections there stay."""
     file = epath.Path(workdir) / "config.json"
@@ -210,7 +236,7 @@ def _dataclass_from(cls: type, values: Mapping[str, Any], section: str) -> Any:
     types = typing.get_type_hints(cls)
     for name in values:
         if name not in types:
-            raise STGTError(f"config.json: {section}.{name} is not an option{nearest(name, types)}")
+            raise STGTError(f"config.json: {section}.{name} is not an option{did_you_mean(name, types)}")
     nested = {n: _dataclass_from(types[n], v, n) for n, v in values.items() if dataclasses.is_dataclass(types[n])}
     return cls(**{**values, **nested})
 
@@ -246,20 +272,29 @@ def _restore(folder: epath.Path, template: Any) -> Any:
     They are read in the dtypes that were saved, as their checksum is of those numbers: a frozen matrix in bfloat16 may
     train in this run, or the other way round.
     """
-    try:
-        saved = ocp.StandardCheckpointHandler().metadata(folder).tree
-    except Exception as error:  # whatever the storage library makes of a damaged file
-        raise _damaged(folder, error) from error
+    saved = _saved_shapes(folder)
     _check_same_shapes(folder, saved, template)
     as_saved = jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding), template, saved)
+    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), _read(folder, as_saved), template)
+
+
+def _saved_shapes(folder: epath.Path) -> Any:
+    try:
+        return ocp.StandardCheckpointHandler().metadata(folder).tree
+    except Exception as error:  # whatever the storage library makes of a damaged file
+        raise _damaged(folder, error) from error
+
+
+def _read(folder: epath.Path, template: Any) -> Any:
+    """Reads nested dicts of arrays and checks their checksum; `template` has the shapes and dtypes that were saved."""
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(folder, as_saved)
+            restored = checkpointer.restore(folder, template)
     except Exception as error:
         raise _damaged(folder, error) from error
     if int(_checksum(restored)) != _restore_json(folder.parent / "checksums")[folder.name]:
         raise _damaged(folder, ValueError("its numbers are not those that were saved"))
-    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), restored, template)
+    return restored
 
 
 def _restore_json(folder: epath.Path) -> Any:
@@ -303,7 +338,7 @@ def _check_same_shapes(folder: epath.Path, saved: Any, template: Any) -> None:
     if different is None:
         return
     if folder.name == "optimizer":
-        mend = f"it was trained with other frozen parts or options; use --train.initial_weights {folder.parent}"
+        mend = f"it was trained with other frozen parts or options; use --weights.initial {folder.parent}"
     else:
         mend = f"this checkpoint is of another model size; use the config in {_config_file(folder.parent)}"
     shapes = [f"shape {tree[different]}" if different in tree else "missing" for tree in (there, here)]

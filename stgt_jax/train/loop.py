@@ -26,7 +26,7 @@ from stgt_jax.distributed import ending_with_its_peers
 from stgt_jax.errors import Preempted, STGTError
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import shard_batch
-from stgt_jax.train.checkpoint import Checkpoints, PathLike, load_params, save_config
+from stgt_jax.train.checkpoint import Checkpoints, PathLike, save_config
 from stgt_jax.train.log import RunLog
 from stgt_jax.train.mesh import mesh_for
 from stgt_jax.train.performance import StepTimer
@@ -57,7 +57,7 @@ def train(
     *,
     resume: bool = False,
     evaluate: Evaluate | None = None,
-    initial_params: Any = None,
+    initial_params: Callable[[Mesh], Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
     profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, float]:
@@ -73,7 +73,7 @@ def train(
       resume: go on from the newest checkpoint in `workdir`; the steps that follow are those of an uninterrupted run,
         also on another mesh or number of processes. After a preemption it does so unasked.
       evaluate: validation, from the whole parameter tree to metrics; the best checkpoint is that of the highest t2v_r1.
-      initial_params: parameter tree to start from, instead of `config.initial_weights` or random parameters.
+      initial_params: makes the parameter tree to start from, laid out on the mesh; by default random parameters.
       devices: to train on; by default all.
       profile_steps: first and last step of which a trace goes to TensorBoard's folder.
 
@@ -139,14 +139,12 @@ def _check_workdir(workdir: epath.Path, checkpoints: Checkpoints, resume: bool) 
 
 
 def _first_state(
-    model: STGT, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, initial_params: Any
+    model: STGT, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, initial_params: Callable[[Mesh], Any] | None
 ) -> tuple[TrainState, Any]:
     """The newest checkpoint's state and place in the data; where there is none, the state of step 0 and None."""
     if checkpoints.latest_step is not None:
         return checkpoints.restore(abstract_state(model, config, mesh), model.config)
-    if initial_params is None and config.initial_weights:
-        initial_params = load_params(config.initial_weights, model.config, mesh)
-    return init_state(model, config, mesh, initial_params), None
+    return init_state(model, config, mesh, initial_params(mesh) if initial_params else None), None
 
 
 def _is_due(step: int, every: int, config: TrainConfig) -> bool:

@@ -84,7 +84,7 @@ def _possible(
             and data % slices == 0
             and asked.data in (-1, data)
             and clips % (data * fsdp) == 0
-            and model.config.graph.num_frames % sequence == 0
+            and model.config.num_frames % sequence == 0
             and own % (sequence * asked.tensor) == 0
         ):
             yield MeshConfig(data, fsdp, sequence, asked.tensor)

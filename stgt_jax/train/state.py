@@ -51,7 +51,7 @@ def _is_frozen(path: tuple[str, ...], config: ModelConfig) -> bool:
 
 def init_params(model: STGT, rng: jax.Array) -> Any:
     """Random parameters of an `STGT` model. Run it under jit or `jax.eval_shape`: neither computes the forward pass."""
-    vision, frames, text = model.config.vision, model.config.graph.num_frames, model.config.qformer.max_text_length
+    vision, frames, text = model.config.vision, model.config.num_frames, model.config.qformer.max_text_length
     video = jnp.zeros((1, frames, vision.image_size, vision.image_size, 3), jnp.uint8)  # [B, T, H, W, 3]
     input_ids = jnp.zeros((1, text), jnp.int32)  # [B, S]
     return model.init(rng, video, input_ids, jnp.ones_like(input_ids))["params"]

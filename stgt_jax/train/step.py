@@ -36,9 +36,9 @@ def make_train_step(
             f"train.batch_size={config.batch_size} does not divide by train.accumulation_steps="
             f"{config.accumulation_steps} x {ways} devices of the mesh axes data and fsdp"
         )
-    frames, parts = model.config.graph.num_frames, mesh.shape["sequence"]
+    frames, parts = model.config.num_frames, mesh.shape["sequence"]
     if frames % parts:
-        raise STGTError(f"graph.num_frames={frames} does not divide by the {parts} devices of the mesh axis sequence")
+        raise STGTError(f"num_frames={frames} does not divide by the {parts} devices of the mesh axis sequence")
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     schedule = make_schedule(config.optimizer, config.num_steps)
 

@@ -17,8 +17,10 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.loader import TrainLoader, eval_batches, num_examples, split_vocab_size, train_loader
 from data_pipeline.shards import ShardSettings, hash_file, write_split
+from stgt_jax.errors import STGTError
 
 NUM_CLIPS, NUM_KEPT, TEXT_LENGTH = 22, 6, 5
+SIZES = {"num_frames": 4, "image_size": 8}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ball"]
 
 
@@ -42,11 +44,11 @@ def config(tmp_path_factory) -> DataConfig:
     settings = ShardSettings(NUM_KEPT, 12, TEXT_LENGTH, hash_file(shards / "vocab.txt"))
     (shards / "train").mkdir()
     write_split(shards / "train", "train", (_record(clip) for clip in range(NUM_CLIPS)), settings)
-    return DataConfig(shards=str(shards), num_frames=4, image_size=8, flip=True, num_workers=0)
+    return DataConfig(shards=str(shards), flip=True, num_workers=0)
 
 
 def _take(config: DataConfig, num_batches: int, batch_size: int = 4, seed: int = 0, **processes) -> list[dict]:
-    with train_loader(config, "train", batch_size, seed, **processes) as loader:
+    with train_loader(config, "train", batch_size, seed, **processes, **SIZES) as loader:
         return list(itertools.islice(loader, num_batches))
 
 
@@ -119,13 +121,13 @@ def test_processes_share_an_epoch_and_see_what_one_alone_would(config):
 
 def test_restored_state_continues_with_the_very_same_batches(config):
     expected = _take(config, 12)
-    with train_loader(config, "train", 4, 0) as loader:
+    with train_loader(config, "train", 4, 0, **SIZES) as loader:
         list(itertools.islice(loader, 7))  # in the middle of the second epoch
         state = loader.get_state()
         next(loader)
         loader.set_state(state)
         _assert_same_batches(list(itertools.islice(loader, 5)), expected[7:])
-    with train_loader(config, "train", 4, 0) as other:
+    with train_loader(config, "train", 4, 0, **SIZES) as other:
         other.set_state(pickle.loads(pickle.dumps(state)))
         assert other.get_state() == state
         _assert_same_batches(list(itertools.islice(other, 5)), expected[7:])
@@ -134,7 +136,7 @@ def test_restored_state_continues_with_the_very_same_batches(config):
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4), (4, 2)])
 def test_another_number_of_processes_continues_where_the_others_were(config, before, after):
     def share(index: int, count: int) -> TrainLoader:
-        return train_loader(config, "train", 4 // count, 0, process_index=index, process_count=count)
+        return train_loader(config, "train", 4 // count, 0, process_index=index, process_count=count, **SIZES)
 
     states = []
     for index in range(before):
@@ -156,7 +158,7 @@ def test_another_number_of_processes_continues_where_the_others_were(config, bef
 
 def test_sigterm_to_everything_leaves_the_worker_processes_at_work(config):
     expected = _take(config, 20)
-    with train_loader(dataclasses.replace(config, num_workers=1), "train", 4, 0) as loader:
+    with train_loader(dataclasses.replace(config, num_workers=1), "train", 4, 0, **SIZES) as loader:
         batches = [next(loader)]
         (worker,) = multiprocessing.active_children()
         worker.terminate()
@@ -168,28 +170,28 @@ def test_sigterm_to_everything_leaves_the_worker_processes_at_work(config):
 
 def test_worker_processes_change_neither_batches_nor_resuming(config):
     expected = _take(config, 12)
-    with train_loader(dataclasses.replace(config, num_workers=2), "train", 4, 0) as loader:
+    with train_loader(dataclasses.replace(config, num_workers=2), "train", 4, 0, **SIZES) as loader:
         _assert_same_batches(list(itertools.islice(loader, 7)), expected[:7])
         state = loader.get_state()
         next(loader)
         loader.set_state(state)
         batches = list(itertools.islice(loader, 5))
     _assert_same_batches(batches, expected[7:])  # they outlive their loader
-    with train_loader(config, "train", 4, 0) as loader:
+    with train_loader(config, "train", 4, 0, **SIZES) as loader:
         loader.set_state(state)
         _assert_same_batches(list(itertools.islice(loader, 5)), expected[7:])
 
 
 @pytest.mark.parametrize(("batch_size", "seed", "name"), [(2, 0, "global_batch_size"), (4, 1, "seed")])
 def test_state_of_another_run_is_refused(config, batch_size, seed, name):
-    with train_loader(config, "train", 4, 0) as loader:
+    with train_loader(config, "train", 4, 0, **SIZES) as loader:
         state = loader.get_state()
-    with train_loader(config, "train", batch_size, seed) as loader, pytest.raises(DataError, match=f"{name}="):
+    with train_loader(config, "train", batch_size, seed, **SIZES) as loader, pytest.raises(DataError, match=f"{name}="):
         loader.set_state(state)
 
 
 def test_evaluation_gives_each_clip_once_in_order_and_pads_the_last_batch(config):
-    batches = list(eval_batches(config, "train", 8))
+    batches = list(eval_batches(config, "train", 8, **SIZES))
     assert [batch["valid"].tolist() for batch in batches] == [[True] * 8, [True] * 8, [True] * 6 + [False] * 2]
     assert _clips(batches) == [*range(NUM_CLIPS), 21, 21]
     last = batches[-1]
@@ -202,7 +204,7 @@ def test_evaluation_gives_each_clip_once_in_order_and_pads_the_last_batch(config
 
 
 def _eval_frames(config: DataConfig, seed: int | None) -> np.ndarray:
-    batches = eval_batches(config, "train", 22, shuffle_frames_seed=seed)
+    batches = eval_batches(config, "train", 22, shuffle_frames_seed=seed, **SIZES)
     return np.concatenate([batch["video"][:, :, 0, 0, 0] % NUM_KEPT for batch in batches])  # [clips, T]
 
 
@@ -227,8 +229,6 @@ def test_sizes_of_the_shard_set(config):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_frames": 0}, "data.num_frames=0"),
-        ({"image_size": -1}, "data.image_size=-1"),
         ({"train_frame_sampling": "headtails"}, "did you mean 'headtail'"),
         ({"train_frame_sampling": "x"}, "known: headtail, uniform"),
         ({"crop_scale": (0.0, 1.0)}, "data.crop_scale"),
@@ -238,27 +238,36 @@ def test_sizes_of_the_shard_set(config):
     ],
 )
 def test_impossible_options_are_refused_by_name(options, message):
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(STGTError, match=message) as error:
         DataConfig(**options)
     assert "\n" not in str(error.value)
 
 
 def test_batch_larger_than_the_split_names_both_numbers(config):
     with pytest.raises(DataError, match=r"batch size 24 .*1\.\.22"):
-        train_loader(config, "train", 12, 0, process_count=2)
+        train_loader(config, "train", 12, 0, process_count=2, **SIZES)
 
 
 def test_more_frames_than_the_shards_keep_is_refused(config):
-    wanting = dataclasses.replace(config, num_frames=7)
-    for start in (lambda: train_loader(wanting, "train", 4, 0), lambda: eval_batches(wanting, "train", 4)):
-        with pytest.raises(DataError, match=r"data.num_frames=7 .* 6 frames"):
+    more = {"num_frames": 7, "image_size": 8}
+    for start in (
+        lambda: train_loader(config, "train", 4, 0, **more),
+        lambda: eval_batches(config, "train", 4, **more),
+    ):
+        with pytest.raises(DataError, match=r"num_frames=7 .* 6 frames .* --num-kept-frames 7"):
             start()
+
+
+@pytest.mark.parametrize("option", SIZES)
+def test_sizes_below_one_are_refused(config, option):
+    with pytest.raises(DataError, match=f"{option}=0 must be at least 1"):
+        eval_batches(config, "train", 4, **{**SIZES, option: 0})
 
 
 def test_missing_shards_are_named(config, tmp_path):
     with pytest.raises(DataError, match=r"data\.shards is empty"):
-        train_loader(DataConfig(), "train", 4, 0)
+        train_loader(DataConfig(), "train", 4, 0, **SIZES)
     with pytest.raises(DataError, match="nowhere"):
-        train_loader(dataclasses.replace(config, shards=str(tmp_path / "nowhere")), "train", 4, 0)
+        train_loader(dataclasses.replace(config, shards=str(tmp_path / "nowhere")), "train", 4, 0, **SIZES)
     with pytest.raises(DataError, match="nowhere"):
         split_vocab_size(dataclasses.replace(config, shards=str(tmp_path / "nowhere")))

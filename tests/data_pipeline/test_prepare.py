@@ -36,8 +36,9 @@ def test_file_gives_what_shards_and_the_evaluation_loader_give(folder, tmp_path)
     (folder / "captions.csv").write_text("video,caption\n" + "".join(f"{name},a clip\n" for name in names))
     build_shards(folder / "captions.csv", tmp_path / "shards", num_kept_frames=READER.num_kept_frames,
                  resize=READER.resize, num_workers=0, progress=False)  # fmt: skip
-    config = DataConfig(shards=str(tmp_path / "shards"), num_frames=READER.num_frames, image_size=READER.image_size)
-    (batch,) = eval_batches(config, "train", len(names))
+    config = DataConfig(shards=str(tmp_path / "shards"))
+    sizes = {"num_frames": READER.num_frames, "image_size": READER.image_size}
+    (batch,) = eval_batches(config, "train", len(names), **sizes)
     read = list(READER.read_all(folder / name for name in batch["video_id"]))
     np.testing.assert_array_equal(np.stack(read), batch["video"])
 

@@ -5,8 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from models_for_tests import tiny
 
-from stgt_jax.config import MeshConfig, tiny
+from stgt_jax.config import MeshConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.metrics import retrieval_metrics, twin_metrics

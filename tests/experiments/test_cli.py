@@ -20,15 +20,16 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         (["recipes", "paper_stage3"], "unknown recipe 'paper_stage3'; did you mean 'paper_stage"),
         ([*PRETRAIN, "--learning_speed", "3"], "unknown option --learning_speed"),
         ([*PRETRAIN, "--train.num_step", "3"], "unknown option --train.num_step; did you mean '--train.num_steps'?"),
-        ([*PRETRAIN, "--num_frames", "3"], "--num_frames could be --model.graph.num_frames or --data.num_frames"),
+        ([*PRETRAIN, "--dropout", "0"], "--dropout could be --model.graph.dropout or --model.qformer.dropout"),
         ([*PRETRAIN, "--resme"], "option --resme needs a value"),
         ([*PRETRAIN, "--workdri", "x"], "unknown option --workdri; did you mean '--workdir'?"),
-        ([*PRETRAIN, "--vision.num_heads", "5"], "vision.num_heads=5 does not divide vision width 96; use 4, say"),
+        ([*PRETRAIN, "--vision.num_heads", "5"], "vision.num_heads=5 does not divide vision width 96; use 4, for"),
         ([*PRETRAIN, "--qformer.num_heads", "7"], "qformer.num_heads=7 does not divide qformer width 96; use"),
-        ([*PRETRAIN, "--data.num_frames", "0"], "data.num_frames=0 must be greater than 0"),
-        ([*PRETRAIN, "--graph.num_frames", "0"], "graph.num_frames=0 must be greater than 0"),
+        ([*PRETRAIN, "--num_frames", "0"], "model.num_frames=0 must be greater than 0"),
+        ([*PRETRAIN, "--time_embed_rows", "0"], "graph.time_embed_rows=0 must be greater than 0"),
+        ([*PRETRAIN, "--variant", "unweigthed"], "graph.variant='unweigthed' is not a choice; did you mean 'unw"),
+        ([*PRETRAIN, "--train_frame_sampling=head"], "data.train_frame_sampling='head' is not a choice; did you mean"),
         ([*PRETRAIN, "--vision.image_size=60"], "vision.image_size=60 is not a multiple of vision.patch_size=16"),
-        ([*PRETRAIN, "--vision.image_size=128"], "model.vision.image_size=128 differs from data.image_size=64"),
         (PRETRAIN, "data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR"),
         ([*PRETRAIN, "--data.shards", "no/such"], "no shard set in 'no/such': build one with `stgt data build`"),
         ([*PRETRAIN, "--profile-steps", "10"], "argument --profile-steps: '10' is not the first and the last of some"),
@@ -36,7 +37,9 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         ([*PRETRAIN, "--profile-steps", "0:3"], "argument --profile-steps: '0:3' is not"),
         ([*PRETRAIN, "--profile-steps=a:b"], "argument --profile-steps: 'a:b' is not"),
         ([*PRETRAIN, "--profile_steps=1:2"], "unknown option --profile_steps; did you mean '--profile-steps'?"),
-        (["pretrain", "paper_stage2", "--workdir", "x"], "--train.initial_weights DIR"),
+        (["pretrain", "paper_stage2", "--workdir", "x"], "starts from the weights of an earlier stage: give its"),
+        (["pretrain", "paper_stage1", "--workdir", "x"], "give the folder of a run or checkpoint with a trained one,"),
+        ([*PRETRAIN, "--vision.freeze=true"], "vision.freeze=true would keep an encoder of random weights: give the"),
         (["pretrain", "paper_stage1"], "the following arguments are required: --workdir; see `stgt pretrain --help`"),
         (["pretrian"], "argument COMMAND: invalid choice: 'pretrian'"),
         ([], "the following arguments are required: COMMAND; see `stgt --help`"),
@@ -58,7 +61,8 @@ def test_mistake_found_before_training_leaves_no_folder(error_of, tmp_path):
 
 
 def test_shards_of_another_vocabulary_are_refused_by_a_paper_recipe(error_of, shards, tmp_path):
-    line = error_of("pretrain", "paper_stage1", "--workdir", tmp_path, "--data.shards", shards)
+    weights = ("--weights.vision", tmp_path)
+    line = error_of("pretrain", "paper_stage1", "--workdir", tmp_path / "run", "--data.shards", shards, *weights)
     assert "model.qformer.vocab_size=30523, but the vocabulary of" in line and "--vocab_from_data true" in line
 
 
@@ -124,4 +128,4 @@ def test_pretrain_then_eval(shards, tmp_path, capsys, error_of):
     assert main([*train, "--resume"]) == 0
     capsys.readouterr()
     train[train.index(str(run))] = str(tmp_path / "other")
-    assert "another model size" in error_of(*train, "--embed_dim", "4", "--initial_weights", run)
+    assert "another model size" in error_of(*train, "--embed_dim", "4", "--weights.initial", run)

@@ -7,10 +7,11 @@ import re
 import jax
 import numpy as np
 import pytest
+from models_for_tests import tiny
 
 from experiments.pictures import Pictures, collect_pictures, film_strip, patch_motion, strongest_edges
 from experiments.report import ReportInputs, read_curve, write_report
-from stgt_jax.config import GraphConfig, tiny
+from stgt_jax.config import GraphConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult

@@ -66,7 +66,7 @@ def test_shards_that_are_not_whole_in_the_bucket_are_one_line(store, place):
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/x", "hdfs://host/x"])
-@pytest.mark.parametrize("option", ["--workdir", "--data.shards", "--train.initial_weights"])
+@pytest.mark.parametrize("option", ["--workdir", "--data.shards", "--weights.initial", "--weights.vision"])
 def test_store_that_cannot_be_used_is_refused_by_name(error_of, shards, tmp_path, option, place):
     folders = {"--workdir": tmp_path, "--data.shards": shards} | {option: place}
     words = [str(word) for pair in folders.items() for word in pair]

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from models_for_tests import tiny
 
-from stgt_jax.config import ModelConfig, OptimizerConfig, TrainConfig, tiny
+from stgt_jax.config import ModelConfig, OptimizerConfig, TrainConfig
 
 BATCH, TEXT = 8, 12
 
@@ -27,7 +28,7 @@ def small_model(*, dropout: float = 0.1, graph: str = "none", dtype: str = "floa
 
 def small_training(**options: Any) -> TrainConfig:
     """A few steps at a learning rate that moves the weights visibly."""
-    optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2)
+    optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=2, clip_norm=1.0)
     return TrainConfig(**({"num_steps": 6, "batch_size": BATCH, "optimizer": optimizer} | options))
 
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models_for_tests import tiny
 from small import small_model, small_training
 
-from stgt_jax.config import MeshConfig, tiny
+from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import make_mesh
@@ -121,7 +122,7 @@ def test_checkpoint_without_a_part_of_the_model_says_what_is_missing(run_folder:
 def test_state_of_other_frozen_parts_is_an_error(run_folder: Path) -> None:
     model = small_model()
     checkpoints = Checkpoints(run_folder)
-    with pytest.raises(STGTError, match="initial_weights"):
+    with pytest.raises(STGTError, match=r"--weights\.initial"):
         checkpoints.restore(abstract_state(STGT(model), CONFIG, one_device()), model)
     checkpoints.close()
 

@@ -1,6 +1,5 @@
 """Whole runs: their logs and checkpoints, going on after a crash, and how they stop."""
 
-import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -135,5 +134,5 @@ def test_second_stage_starts_from_the_first_ones_weights(
 ) -> None:
     first, _ = whole_run
     with pytest.raises(KeyboardInterrupt):
-        one_run(tmp_path, Batches(dies_at=3), dataclasses.replace(CONFIG, initial_weights=str(first)))
+        one_run(tmp_path, Batches(dies_at=3), initial_params=lambda mesh: load_params(first, MODEL, mesh))
     assert lines(tmp_path)[0]["temperature"] == float(load_params(first, MODEL)["temperature"])

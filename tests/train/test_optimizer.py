@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models_for_tests import tiny
 from small import leaves_by_name
 
-from stgt_jax.config import OptimizerConfig, tiny
+from stgt_jax.config import OptimizerConfig
 from stgt_jax.models.stgt import STGT
 from stgt_jax.train.optimizer import decay_mask, make_optimizer, make_schedule
 from stgt_jax.train.state import param_shapes

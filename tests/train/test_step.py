@@ -191,7 +191,7 @@ def test_graph_attention_knows_the_mesh() -> None:
 
 
 def test_frames_that_do_not_divide_over_the_devices_are_an_error() -> None:
-    with pytest.raises(STGTError, match=r"graph.num_frames=4 does not divide by the 8 devices"):
+    with pytest.raises(STGTError, match=r"num_frames=4 does not divide by the 8 devices"):
         make_train_step(STGT(PLAIN), small_training(), make_mesh(MeshConfig(data=1, sequence=8)))
 
 

@@ -18,8 +18,9 @@ from experiments.perf.bench.device import Peak, describe_device, measure_peak
 from experiments.perf.bench.graph_attention_figures import FORWARD, PASSES, Row, add_ratios, growth
 from experiments.perf.bench.memory import free_memory, needed_memory
 from experiments.perf.bench.timing import time_runs, with_backward
-from stgt_jax.config import GRAPH_IMPLEMENTATIONS, GraphConfig
-from stgt_jax.errors import STGTError, nearest
+from stgt_jax.checks import did_you_mean
+from stgt_jax.config import GRAPH_IMPLEMENTATIONS, GraphConfig, GraphImplementation
+from stgt_jax.errors import STGTError
 from stgt_jax.flops import graph_attention_flops, graph_block_flops
 from stgt_jax.models.graph_transformer import GraphBlock
 from stgt_jax.ops.graph_attention import graph_attention
@@ -37,7 +38,7 @@ class Settings:
     """What is measured; the defaults are the published model's sizes, a clip at a time."""
 
     frames: tuple[int, ...] = (4, 8, 16, 32, 64)
-    implementations: tuple[str, ...] = ()  # empty: dense, banded and the platform's kernel
+    implementations: tuple[GraphImplementation, ...] = ()  # empty: dense, banded and the platform's kernel
     dtype: str = ""  # empty: float32 on CPUs, bfloat16 on accelerators
     width: int = 1408
     num_heads: int = 16
@@ -54,9 +55,9 @@ class Settings:
             _check_positive("frames", frames)
         for name in self.implementations:
             if name not in GRAPH_IMPLEMENTATIONS:
-                raise STGTError(f"unknown implementation '{name}'{nearest(name, GRAPH_IMPLEMENTATIONS)}")
+                raise STGTError(f"unknown implementation '{name}'{did_you_mean(name, GRAPH_IMPLEMENTATIONS)}")
         if self.dtype and self.dtype not in DTYPES:
-            raise STGTError(f"unknown dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
+            raise STGTError(f"unknown dtype '{self.dtype}'{did_you_mean(self.dtype, DTYPES)}")
         if self.width % self.num_heads:
             raise STGTError(f"--num-heads={self.num_heads} does not divide --width={self.width}")
 
@@ -101,7 +102,7 @@ class _Case:
 
     settings: Settings
     dtype: str
-    implementation: str
+    implementation: GraphImplementation
     frames: int
 
     def inputs(self, key: jax.Array) -> tuple[Any, Any]:
@@ -143,7 +144,6 @@ class _Case:
     def _block(self) -> GraphBlock:
         config = GraphConfig(
             num_heads=self.settings.num_heads,
-            num_frames=self.frames,
             sim_threshold=SIM_THRESHOLD,
             implementation=self.implementation,
         )
@@ -191,7 +191,7 @@ def _reason(error: Exception) -> str:
     return f"does not fit ({used[1]} GB)" if used else "does not fit"
 
 
-def _default_implementations() -> tuple[str, ...]:
+def _default_implementations() -> tuple[GraphImplementation, ...]:
     kernel = KERNELS.get(target_platform())
     return ("dense", "banded", kernel) if kernel else ("dense", "banded")
 

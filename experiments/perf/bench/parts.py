@@ -38,7 +38,7 @@ class Part:
 
 def _vit(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key: jax.Array) -> dict[str, Any]:
     def tokens(module: STGT, video: jax.Array) -> jax.Array:
-        return module.vision(normalize_frames(video, jnp.dtype(module.config.dtype)), train=True)
+        return module.vision(normalize_frames(video, jnp.dtype(module.config.dtype)))
 
     return {"vit_tokens": _apply(model, params, key, tokens, arrays["video"])}
 

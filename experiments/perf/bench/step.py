@@ -42,7 +42,7 @@ def bench_step(
     """Measures the train step of a recipe and its parts.
 
     Args:
-      recipe: its model and training; nothing is read from its data but the number and the size of frames.
+      recipe: its model and training; its data plays no part.
       repeats: runs whose median is taken.
       text_length: S; by default that of `stgt data build`, or what the model reads if that is less.
       peak: of one device; by default measured first.
@@ -89,8 +89,8 @@ def text_length_of(recipe: Recipe, text_length: int | None) -> int:
 
 def _batch(recipe: Recipe, mesh: Mesh, size: int, text_length: int) -> dict[str, jax.Array]:
     """A batch as the loader would give it: noise for videos, captions of full length."""
-    rng, data = np.random.default_rng(0), recipe.data
-    shape = (size, data.num_frames, data.image_size, data.image_size, 3)
+    rng, pixels = np.random.default_rng(0), recipe.model.vision.image_size
+    shape = (size, recipe.model.num_frames, pixels, pixels, 3)
     return shard_batch(
         {
             "video": rng.integers(0, 256, shape, dtype=np.uint8),
@@ -207,7 +207,7 @@ def step_flops(recipe: Recipe, text_length: int) -> dict[str, int]:
     flops = model_flops(
         recipe.model,
         batch=recipe.train.batch_size // steps,
-        frames=recipe.data.num_frames,
+        frames=recipe.model.num_frames,
         text_length=text_length,
     )
     return {part: count.total * steps for part, count in flops.items()}

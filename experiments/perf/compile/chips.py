@@ -10,7 +10,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from stgt_jax.errors import STGTError, nearest
+from stgt_jax.checks import did_you_mean
+from stgt_jax.errors import STGTError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def parse_topology(name: str) -> tuple[str, int]:
     """`v5e:16x16` -> (a name of CHIPS, the number of chips); raises STGTError for any other form."""
     generation, _, sides = name.partition(":")
     if generation not in CHIPS:
-        raise STGTError(f"--topology={name}: unknown TPU '{generation}'{nearest(generation, CHIPS)}")
+        raise STGTError(f"--topology={name}: unknown TPU '{generation}'{did_you_mean(generation, CHIPS)}")
     largest = LARGEST[generation]
     form = f"{generation}:{'x'.join('ABC'[: len(largest)])}, at most {generation}:{'x'.join(map(str, largest))}"
     if not re.fullmatch(r"\d+(x\d+)*", sides) or sides.count("x") != len(largest) - 1:

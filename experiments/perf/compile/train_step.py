@@ -47,7 +47,7 @@ def compile_recipe(
     """Compiles the train step of a recipe for slices of TPU chips.
 
     Args:
-      recipe: its model and training; nothing is read from its data but the number and the size of frames.
+      recipe: its model and training; its data plays no part.
       topology_name: of one slice, as "v5e:16x16".
       num_slices: how many of them, with the data-centre network between.
       text_length: S; by default that of `stgt data build`, or what the model reads if that is less.
@@ -103,9 +103,10 @@ def compile_recipe(
 
 def abstract_batch(recipe: Recipe, mesh: Mesh, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch as `shard_batch` gives it, in shape alone."""
-    data, clips = recipe.data, recipe.train.batch_size
+    model, clips = recipe.model, recipe.train.batch_size
+    size = model.vision.image_size
     shapes = {
-        "video": ((clips, data.num_frames, data.image_size, data.image_size, 3), jnp.uint8),
+        "video": ((clips, model.num_frames, size, size, 3), jnp.uint8),
         "input_ids": ((clips, text_length), jnp.int32),
         "attention_mask": ((clips, text_length), jnp.int32),
     }

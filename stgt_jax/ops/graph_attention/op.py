@@ -6,8 +6,8 @@ from types import ModuleType
 import jax
 from einops import rearrange
 
+from stgt_jax.checks import did_you_mean
 from stgt_jax.config import GRAPH_IMPLEMENTATIONS
-from stgt_jax.errors import nearest
 from stgt_jax.ops.graph_attention import over_mesh
 from stgt_jax.ops.graph_attention.dense import dense_attention
 from stgt_jax.ops.graph_attention.dropout import make_key
@@ -90,7 +90,7 @@ def _check_options(num_nodes: int, num_frames: int, dropout_rate: float, impleme
     if not 0.0 <= dropout_rate < 1.0:
         raise ValueError(f"dropout_rate={dropout_rate} must lie in [0, 1)")
     if implementation not in GRAPH_IMPLEMENTATIONS:
-        hint = nearest(implementation, GRAPH_IMPLEMENTATIONS)
+        hint = did_you_mean(implementation, GRAPH_IMPLEMENTATIONS)
         raise ValueError(f"implementation='{implementation}' is unknown{hint}")
 
 

@@ -6,12 +6,13 @@ from types import ModuleType
 
 import jax
 
+from stgt_jax.config import GraphImplementation
 from stgt_jax.errors import STGTError
 from stgt_jax.ops.graph_attention import banded, pallas_gpu, pallas_tpu
 from stgt_jax.ops.platform import target_platform
 
 _LINEAR: dict[str, ModuleType] = {"banded": banded, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
-KERNELS = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}  # of a platform
+KERNELS: dict[str, GraphImplementation] = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}  # of a platform
 
 
 def choose(implementation: str, query: jax.Array) -> ModuleType:
