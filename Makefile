@@ -1,10 +1,16 @@
-# `make demo` and `make test` are all a newcomer needs: each makes .venv in this folder first, if it is not there yet.
+# `make demo`, `make check` and `make test` each make the environment .venv in this folder first, if it is not there yet.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: demo test lint format clean
+# The exact versions to install, for the Pythons that have such a file; other Pythons get the newest versions allowed.
+LOCKED_PYTHONS := 3.11 3.12 3.13
+MINOR = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+LOCK = $(wildcard requirements/lock-$(MINOR).txt)
+INSTALL = $(BIN)/python -m pip install --quiet $(LOCK:%=--constraint %)
+
+.PHONY: demo check test lint format lock clean
 .DELETE_ON_ERROR:
 
 # Huge pages spare the CPU nine in ten page faults, and training 15 % of its time (glibc 2.35 or newer; else no effect).
@@ -12,8 +18,11 @@ demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed
 	$(BIN)/stgt demo --workdir $(RUNS)/demo
 
+check: lint
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+
 # In their order by name the longest files begin early; in xdist's own, by the number of tests, the longest comes last.
-test: lint $(VENV)/.installed-cuda
+test: lint $(VENV)/.installed-compilers
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
@@ -25,6 +34,14 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+lock: | $(BIN)/python  # the newest versions that the ranges allow, of all extras too
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	for minor in $(LOCKED_PYTHONS); do \
+	  $(BIN)/uv pip compile --quiet --upgrade --python-version $$minor --all-extras --no-annotate \
+	    --custom-compile-command "make lock" --output-file requirements/lock-$$minor.txt \
+	    pyproject.toml requirements-test.txt || exit; \
+	done
+
 clean:  # what `make test` left; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
 
@@ -32,18 +49,21 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stgt needs Python 3.11 or newer; make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/.installed: requirements.txt pyproject.toml $(wildcard requirements/lock-*.txt) | $(BIN)/python
+	@[ "$(LOCK)" ] || echo "no lock file for Python $(MINOR): installing the newest versions that requirements.txt allows"
+	$(INSTALL) --editable .
 	touch $@
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --requirement requirements-test.txt
+	$(INSTALL) --requirement requirements-test.txt
 	touch $@
 
-# XLA's compiler for NVIDIA GPUs, Linux alone. It stands apart: with it on the path JAX looks for a GPU at every start.
-$(VENV)/.installed-cuda: $(VENV)/.installed
+# XLA's compilers for TPUs and for NVIDIA GPUs, which need no such device; Linux alone. They stand apart, for the tests
+# that use them: with them on the path JAX looks for a device at every start, and complains that there is none.
+$(VENV)/.installed-compilers: $(VENV)/.installed-test
 ifeq ($(shell uname -s),Linux)
+	$(INSTALL) --upgrade --target $(VENV)/tpu 'libtpu; platform_machine == "x86_64"'
 	version=$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)') && \
-	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/cuda "jax-cuda13-plugin==$$version" nvidia-cuda-nvcc
+	$(INSTALL) --upgrade --target $(VENV)/cuda "jax-cuda13-plugin==$$version" nvidia-cuda-nvcc
 endif
 	touch $@

@@ -1,12 +1,16 @@
 """The tests run on a CPU that poses as 8 devices, and keep what they compile from one run to the next."""
 
 import os
+import sys
+from pathlib import Path
 
 from processes import QUICK_TO_COMPILE, ROOT
 
 FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+sys.path.append(str(Path(sys.prefix) / "tpu"))  # where `make test` puts the TPU's compiler, for the tests alone
 
 import jax  # noqa: E402  (reads the platforms above)
 
