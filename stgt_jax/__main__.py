@@ -1,0 +1,8 @@
+"""The `stgt` command, also as `python -m stgt_jax`."""
+
+import sys
+
+from experiments.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
