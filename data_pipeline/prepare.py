@@ -84,7 +84,11 @@ class ClipReader:
 
 
 def list_videos(videos: Any) -> Iterable[Video]:
-    """Returns the single videos of `videos`: a path, frames [n, height, width, 3], [V, n, ...], or any iterable of such.
+    """Returns the single videos of what a user gave as videos.
+
+    Args:
+      videos: a path; an array of the frames of one video [n, height, width, 3] or of several [V, n, height, width, 3];
+        or an iterable of paths and of arrays [n, height, width, 3].
 
     Raises:
       DataError: it is nothing of the kind.

@@ -1,9 +1,9 @@
 """The one way to run a trained model: clips and token ids in, embeddings, match probabilities and captions out.
 
-`Encoder` works in batches of a few fixed sizes, so that each is compiled once, and spreads each batch over the devices
-of a mesh. What is compiled is shared by all encoders of equal models. In a run of several processes, each must ask for
-the same things in the same order. Letters: V videos, T frames, Q queries, E alignment width, C texts, S text length,
-M graph tokens, D vision width, N nodes of the graph.
+`Encoder` takes any number of clips, texts or pairs. It works in batches of a few fixed sizes, each of which is compiled
+once, and splits each batch over the devices of a mesh. Encoders of equal models share what is compiled. In a run of
+several processes, all must call it alike. Letters: V videos, T frames, Q queries, E alignment width, C texts, S text
+length, M graph tokens, D vision width, N nodes of the graph.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from stgt_jax.ops.graph_attention import adjacency
 from stgt_jax.sharding import batch_sharding
 
 PAIRS_PER_CLIP = 2  # matched at a time, for each clip encoded at a time: a pair takes less memory
+_GROWTH = 8  # from one size of a batch to the next: few sizes, as each is compiled, but one clip need not fill a batch
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,14 @@ class Encoder:
         self._num_devices = 1 if mesh is None else mesh.size
         self.batch_size = _round_up(batch_size, self._num_devices)
 
+    def embed_videos(self, clips: Iterable[np.ndarray]) -> np.ndarray:
+        """Encodes clips, each uint8 [T, H, W, 3]: float32 [V, Q, E], of norm 1."""
+        batches = self._run(_encode_videos, _one_column(clips), self.batch_size)
+        shape = self.model.config.qformer.num_queries, self.model.config.embed_dim
+        return _gather(((num_clips, embed) for num_clips, (embed, _) in batches), shape)
+
     def encode_videos(self, clips: Iterable[np.ndarray]) -> EncodedVideos:
-        """Encodes clips, each uint8 [T, H, W, 3]; reads only a batch of them at a time. There must be at least one."""
+        """Encodes at least one clip, as `embed_videos` does, and keeps what `match` needs in the devices' memory."""
         embeds, tokens = [], []
         for num_clips, (embed, graph_tokens) in self._run(_encode_videos, _one_column(clips), self.batch_size):
             embeds.append(_to_host(embed)[:num_clips])
@@ -61,9 +68,10 @@ class Encoder:
         with self._on_mesh():
             return EncodedVideos(np.concatenate(embeds), jnp.concatenate(tokens))
 
-    def encode_texts(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    def encode_texts(self, input_ids: Iterable[np.ndarray], attention_mask: np.ndarray) -> np.ndarray:
         """Encodes texts: ids and mask [C, S] -> float32 [C, E], of norm 1."""
-        return _gather(self._run(_encode_texts, zip(input_ids, attention_mask, strict=True), self.batch_size))
+        rows = zip(input_ids, attention_mask, strict=True)
+        return _gather(self._run(_encode_texts, rows, self.batch_size), (self.model.config.embed_dim,))
 
     def match(
         self,
@@ -74,15 +82,16 @@ class Encoder:
     ) -> np.ndarray:
         """Returns P(match) float32 [P] of P pairs (index of a video, index of a text with its ids and mask [C, S])."""
         rows = ((np.int32(video), input_ids[text], attention_mask[text]) for video, text in pairs)
-        return _gather(self._run(_match, rows, PAIRS_PER_CLIP * self.batch_size, videos.graph_tokens))
+        return _gather(self._run(_match, rows, PAIRS_PER_CLIP * self.batch_size, videos.graph_tokens), ())
 
     def write_captions(self, clips: Iterable[np.ndarray], max_length: int) -> np.ndarray:
         """Captions clips, each uint8 [T, H, W, 3]: token ids int32 [V, max_length], see `generate`."""
-        return _gather(self._run(_write_captions, _one_column(clips), self.batch_size, max_length))
+        return _gather(self._run(_write_captions, _one_column(clips), self.batch_size, max_length), (max_length,))
 
     def adjacency(self, clips: Iterable[np.ndarray]) -> np.ndarray:
         """Returns the edge weights of the first graph block, float32 [V, N, N], for clips uint8 [T, H, W, 3] each."""
-        return _gather(self._run(_adjacency, _one_column(clips), self.batch_size))
+        nodes = self.model.config.num_frames * self.model.config.vision.grid**2
+        return _gather(self._run(_adjacency, _one_column(clips), self.batch_size), (nodes, nodes))
 
     def _run(
         self, function: Callable[..., Any], rows: Iterable[tuple[Any, ...]], size: int, *first: Any
@@ -90,13 +99,13 @@ class Encoder:
         """Calls `function(model, params, *first, *columns)` for batches of rows; yields (rows in it, result).
 
         A last batch that is not full repeats its last row: up to the size of the batches before it or, if it is the
-        only one, up to the next size of (number of devices) x 1, 2, 4, ...
+        only one, up to the next of the sizes: 1, 8, 64, ... rows a device, at most a full batch.
         """
         rows, padded_size = iter(rows), self._num_devices
         while batch := list(itertools.islice(rows, size)):
             num_rows = len(batch)
             while padded_size < num_rows:
-                padded_size = min(2 * padded_size, size)
+                padded_size = min(_GROWTH * padded_size, size)
             batch += batch[-1:] * (padded_size - num_rows)
             columns = [np.stack(column) for column in zip(*batch, strict=True)]
             if self._mesh is not None:
@@ -114,7 +123,7 @@ def score_similarity(video_embed: np.ndarray, text_embed: np.ndarray, *, chunk: 
 
     A few videos at a time: the similarities of all queries would take Q times the memory.
     """
-    rows = []
+    rows = [np.zeros((0, len(text_embed)), np.float32)]
     for start in range(0, len(video_embed), chunk):
         videos = video_embed[start : start + chunk]
         padding = np.repeat(videos[-1:], chunk - len(videos), axis=0)
@@ -168,8 +177,10 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _gather(batches: Iterable[tuple[int, jax.Array]]) -> np.ndarray:
-    return np.concatenate([_to_host(values)[:num_rows] for num_rows, values in batches])
+def _gather(batches: Iterable[tuple[int, jax.Array]], row: tuple[int, ...]) -> np.ndarray:
+    """The rows of all batches, without the padding; `row` is the shape of one."""
+    rows = [_to_host(values)[:num_rows] for num_rows, values in batches]
+    return np.concatenate(rows) if rows else np.zeros((0, *row), np.float32)
 
 
 def _to_host(array: jax.Array) -> np.ndarray:

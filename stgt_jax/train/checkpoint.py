@@ -32,6 +32,7 @@ from orbax.checkpoint import checkpoint_managers
 from stgt_jax.checks import did_you_mean
 from stgt_jax.config import ModelConfig
 from stgt_jax.errors import STGTError
+from stgt_jax.exported import WEIGHTS_NAME, is_exported, read_weights
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import param_shardings
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, param_shapes, split_params
@@ -170,21 +171,25 @@ def load_params(path: PathLike, config: ModelConfig, mesh: Mesh | None = None) -
     """Reads the parameters of a checkpoint.
 
     Args:
-      path: a run's folder, whose newest checkpoint is read, or the folder of one checkpoint.
+      path: a run's folder, whose newest checkpoint is read, the folder of one checkpoint, or that of an exported model.
       config: of the model the parameters are for.
       mesh: to lay them out on; by default they go to one device.
 
     Returns:
       The whole parameter tree. Raises STGTError where there is no checkpoint, it is of another model size or damaged.
     """
-    model, folder = STGT(config), _checkpoint_folder(_absolute(path))
+    model = STGT(config)
     if mesh is not None:
         template = abstract_params(model, mesh)
     else:
         device = SingleDeviceSharding(jax.local_devices()[0])
         shapes = param_shapes(model)
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    return _restore(folder / "params", template)
+    if is_exported(path):
+        saved = read_weights(path)
+        _check_same_shapes(_absolute(path) / WEIGHTS_NAME, saved, template)
+        return jax.tree.map(lambda x, y: jax.device_put(x.astype(y.dtype), y.sharding), saved, template)
+    return _restore(_checkpoint_folder(_absolute(path)) / "params", template)
 
 
 def load_saved_params(path: PathLike, mesh: Mesh) -> Any:
@@ -340,7 +345,7 @@ def _check_same_shapes(folder: epath.Path, saved: Any, template: Any) -> None:
     if folder.name == "optimizer":
         mend = f"it was trained with other frozen parts or options; use --weights.initial {folder.parent}"
     else:
-        mend = f"this checkpoint is of another model size; use the config in {_config_file(folder.parent)}"
+        mend = "these weights are of another model size; use the config.json that belongs to them"
     shapes = [f"shape {tree[different]}" if different in tree else "missing" for tree in (there, here)]
     raise STGTError(f"{folder.parent}: {different} is {shapes[0]} there and {shapes[1]} in this model: {mend}")
 

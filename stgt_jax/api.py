@@ -1,0 +1,222 @@
+"""The Python interface: load a trained model, encode videos and texts, compare them, describe videos.
+
+    import stgt_jax as stgt
+
+    model = stgt.load("moving_shapes")
+    scores = model.similarity(["a.mp4", "b.mp4"], ["a red circle grows", "a blue square turns clockwise"])  # [2, 2]
+
+Letters: V videos, T frames that the model sees of each, Q queries, E alignment width, C texts.
+"""
+
+import itertools
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from data_pipeline.prepare import ClipReader, Video, list_videos
+from data_pipeline.tokenizer import decode, encode, load_tokenizer, num_tokens
+from stgt_jax.config import MeshConfig, ModelConfig
+from stgt_jax.encoder import Encoder, score_similarity
+from stgt_jax.errors import STGTError
+from stgt_jax.exported import pretrained_folder, pretrained_names
+from stgt_jax.run_folder import Run, read_run
+from stgt_jax.sharding import make_mesh
+from stgt_jax.train.checkpoint import load_params
+
+Videos = Video | Iterable[Video]
+Texts = str | Iterable[str]
+_BAR_AFTER = 2.0  # seconds
+_Item = TypeVar("_Item")
+
+
+def load(model: str | os.PathLike[str], *, batch_size: int = 32) -> "Model":
+    """Loads a trained model onto all devices of this process.
+
+    Args:
+      model: one of
+        - the name of a model that comes with this package: "moving_shapes" (a folder of that name: "./moving_shapes"),
+        - the folder of a run, the --workdir of `stgt pretrain`: its newest checkpoint is loaded,
+        - the folder of one of its checkpoints, WORKDIR/checkpoints/STEP,
+        - the folder of a model that `stgt export` wrote.
+      batch_size: videos to encode at a time, over all devices.
+
+    Raises:
+      STGTError: there is no such model, or its folder is damaged or lacks a file.
+
+    >>> load("moving_shapes")
+    Model('moving_shapes', 6 frames of 64x64 pixels, 1.0 million parameters)
+    """
+    is_name = isinstance(model, str) and re.fullmatch(r"[\w-]+", model)
+    if is_name and (model in pretrained_names() or not os.path.exists(model)):
+        folder: str | os.PathLike[str] = pretrained_folder(str(model))
+    else:
+        folder = model
+    run = read_run(folder)
+    mesh = make_mesh(MeshConfig(), jax.local_devices()) if jax.local_device_count() > 1 else None
+    params = load_params(folder, run.model, mesh)
+    return Model(run, params, mesh=mesh, batch_size=batch_size, name=os.fspath(model))
+
+
+class Model:
+    """A trained model and its vocabulary; `load` makes it.
+
+    Where a method takes `videos`, give the path of a video file; the frames of one video, an array uint8
+    [frames, height, width, 3], RGB; those of several videos, an array [V, frames, height, width, 3]; or an iterable of
+    paths and of arrays of frames. Frames are prepared as in evaluation: T of them at equal distances, the last one
+    repeated where there are fewer; the short side resized; the centre cropped. Frames of the model's own size are only
+    chosen. Where a method takes `texts`, give a str or an iterable of str.
+
+    Every method raises STGTError, in one line that names the video or text, for a file that is missing, damaged or no
+    video, for an array of another shape or dtype, and for what is no str.
+
+    Attributes:
+      config: ModelConfig, the sizes of the model.
+      params: its parameters, nested dicts of jax.Array.
+      encoder: Encoder, which does the methods' work on arrays of frames and token ids.
+    """
+
+    def __init__(
+        self, run: Run, params: Any, *, mesh: Mesh | None = None, batch_size: int = 32, name: str = ""
+    ) -> None:
+        preparation = run.preparation
+        self.config: ModelConfig = run.model
+        self.params = params
+        self.encoder = Encoder(self.config, params, mesh=mesh, batch_size=batch_size)
+        self._name = name or str(run.folder)
+        self._tokenizer = load_tokenizer(run.vocab_file)
+        self._max_text_length = preparation.max_text_length
+        self._reader = ClipReader(
+            num_kept_frames=preparation.num_kept_frames,
+            resize=preparation.resize,
+            num_frames=self.config.num_frames,
+            image_size=self.config.vision.image_size,
+        )
+
+    def encode_video(self, videos: Videos) -> np.ndarray:
+        """Encodes videos.
+
+        Returns:
+          float32 [V, Q, E]: for each video Q vectors of norm 1.
+
+        >>> model = load("moving_shapes")
+        >>> frames = np.zeros((24, 96, 96, 3), np.uint8)
+        >>> model.encode_video(frames).shape
+        (1, 8, 64)
+        """
+        return self.encoder.embed_videos(self._clips(videos))
+
+    def encode_text(self, texts: Texts) -> np.ndarray:
+        """Encodes texts. Those that are too long are cut, as captions are in training, and counted in a warning.
+
+        Returns:
+          float32 [C, E]: for each text a vector of norm 1.
+
+        >>> model = load("moving_shapes")
+        >>> model.encode_text(["a red circle grows", "a red circle shrinks"]).shape
+        (2, 64)
+        """
+        ids, mask = self._tokenize(texts)
+        return self.encoder.encode_texts(self._bar(ids, len(ids), "texts"), mask)
+
+    def similarity(self, videos: Videos, texts: Texts) -> np.ndarray:
+        """Compares every video with every text.
+
+        Args:
+          videos: videos, or what `encode_video` returned for them, [V, Q, E].
+          texts: texts, or what `encode_text` returned for them, [C, E].
+
+        Returns:
+          float32 [V, C], cosine similarities: of the video's Q vectors the one most similar to the text's counts.
+
+        >>> model = load("moving_shapes")
+        >>> videos = model.encode_video(np.zeros((3, 24, 96, 96, 3), np.uint8))
+        >>> model.similarity(videos, ["a red circle grows", "a red circle shrinks"]).shape
+        (3, 2)
+        """
+        queries, width = self.config.qformer.num_queries, self.config.embed_dim
+        video_embed = _embeddings(videos, (queries, width), "encode_video")
+        text_embed = _embeddings(texts, (width,), "encode_text")
+        if text_embed is None:  # before the videos: what is wrong with a text shows at once
+            text_embed = self.encode_text(texts)
+        if video_embed is None:
+            video_embed = self.encode_video(videos)
+        return score_similarity(video_embed, text_embed)
+
+    def match(self, videos: Videos, texts: Texts) -> np.ndarray:
+        """Judges every video together with every text: finer than `similarity`, and slower.
+
+        Returns:
+          float32 [V, C], the probability that the text describes the video, 0 to 1.
+
+        >>> model = load("moving_shapes")
+        >>> model.match(np.zeros((24, 96, 96, 3), np.uint8), ["a red circle grows", "a red circle shrinks"]).shape
+        (1, 2)
+        """
+        ids, mask = self._tokenize(texts)
+        clips = self._clips(videos)
+        rows = [np.zeros((0, len(ids)), np.float32)]
+        while batch := list(itertools.islice(clips, self.encoder.batch_size)):
+            pairs = np.ndindex(len(batch), len(ids))
+            matched = self.encoder.match(self.encoder.encode_videos(batch), ids, mask, pairs)
+            rows.append(matched.reshape(len(batch), len(ids)))
+        return np.concatenate(rows)
+
+    def caption(self, videos: Videos) -> list[str]:
+        """Describes each video in words of the training captions, each the most likely next one.
+
+        Returns:
+          V captions.
+
+        >>> model = load("moving_shapes")
+        >>> len(model.caption(np.zeros((24, 96, 96, 3), np.uint8)))
+        1
+        """
+        captions = self.encoder.write_captions(self._clips(videos), self._max_text_length)
+        return [decode(self._tokenizer, ids) for ids in captions]
+
+    def __repr__(self) -> str:
+        size, count = self.config.vision.image_size, sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        frames = f"{self.config.num_frames} frames of {size}x{size} pixels"
+        return f"Model({self._name!r}, {frames}, {count / 1e6:.1f} million parameters)"
+
+    def _clips(self, videos: Videos) -> Iterator[np.ndarray]:
+        """The frames of each video, uint8 [T, H, W, 3], as the model takes them."""
+        listed = list_videos(videos)
+        count = len(listed) if isinstance(listed, Sized) else None
+        return self._bar(self._reader.read_all(listed), count, "videos")
+
+    def _tokenize(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and mask, int32 [C, S] each."""
+        if not isinstance(texts, Iterable):
+            raise STGTError(f"texts: {type(texts).__name__} given; give a str or a list of them")
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise STGTError(f"text {index} is {text!r:.40}, a {type(text).__name__}; give a str")
+        length = self._max_text_length
+        if num_cut := sum(tokens > length for tokens in num_tokens(self._tokenizer, texts)):
+            warnings.warn(f"{num_cut} of {len(texts)} texts have more than {length} tokens and were cut", stacklevel=3)
+        return encode(self._tokenizer, texts, length)
+
+    def _bar(self, items: Iterable[_Item], count: int | None, unit: str) -> Iterator[_Item]:
+        """The items, with a progress bar if they are many and take long."""
+        few = count is not None and count <= self.encoder.batch_size
+        return iter(tqdm(items, total=count, unit=f" {unit}", delay=_BAR_AFTER, disable=few, leave=False))
+
+
+def _embeddings(values: Any, shape: tuple[int, ...], method: str) -> np.ndarray | None:
+    """Returns `values` if they are embeddings, floats [n, *shape]; None if they are still to be encoded."""
+    array = np.asarray(values) if hasattr(values, "__array__") else None
+    if array is None or not np.issubdtype(array.dtype, np.floating) or array.ndim > 3:  # beyond that they are frames
+        return None
+    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+        expected = ", ".join(map(str, ("n", *shape)))
+        raise STGTError(f"an array of floats of shape {array.shape} is not what {method} returns, [{expected}]")
+    return array.astype(np.float32)

@@ -1,0 +1,80 @@
+"""An exported model: a folder of a few files that holds all that is needed to use it, and no more.
+
+    config.json, vocab.txt    as in the folder of the run it came from (`stgt_jax.run_folder`), the model's part alone
+    weights.safetensors       the parameters, named by their path in the tree, such as vision/patch_embed/kernel
+    origin.json               what made it, for whoever wants to know; nothing reads it
+
+The models that come with the package lie in `stgt_jax/pretrained`, one folder each.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from stgt_jax.checks import did_you_mean
+from stgt_jax.errors import STGTError
+from stgt_jax.run_folder import PathLike, Run, folder_path, write_run
+
+WEIGHTS_NAME, ORIGIN_NAME = "weights.safetensors", "origin.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
+_SECTIONS = ("model", "preparation", "vocab_sha256")  # of config.json
+
+
+def export(run: Run, params: Any, folder: PathLike, origin: Mapping[str, Any]) -> None:
+    """Writes the model of a run to `folder`, in place of a model that is there already.
+
+    Args:
+      run: that trained the model.
+      params: its parameters.
+      folder: to write to; made if it is not there.
+      origin: what made the weights, for origin.json.
+    """
+    flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(jax.device_get(params), sep="/").items()}
+    write_run(folder, {name: run.content[name] for name in _SECTIONS}, run.vocab_file.read_bytes())
+    (folder_path(folder) / WEIGHTS_NAME).write_bytes(safetensors.numpy.save(flat))
+    (folder_path(folder) / ORIGIN_NAME).write_text(json.dumps(origin, indent=2) + "\n")
+
+
+def is_exported(folder: PathLike) -> bool:
+    """Whether `folder` is that of an exported model."""
+    return (folder_path(folder) / WEIGHTS_NAME).exists()
+
+
+def read_weights(folder: PathLike) -> dict[str, Any]:
+    """Returns the parameter tree of an exported model, as numpy arrays.
+
+    Raises:
+      STGTError: weights.safetensors is missing or damaged.
+    """
+    file = folder_path(folder) / WEIGHTS_NAME
+    try:
+        return unflatten_dict(safetensors.numpy.load(file.read_bytes()), sep="/")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise STGTError(f"'{file}' is missing or damaged ({error}); export the model anew") from error
+
+
+def pretrained_names() -> list[str]:
+    """Returns the names of the models that come with the package."""
+    return sorted(file.parent.name for file in PRETRAINED.glob(f"*/{WEIGHTS_NAME}"))
+
+
+def pretrained_folder(name: str) -> Path:
+    """Returns the folder of a model that comes with the package.
+
+    Raises:
+      STGTError: there is none of that name.
+    """
+    known = pretrained_names()
+    if name not in known:
+        raise STGTError(
+            f"no model and no folder '{name}'{did_you_mean(name, known)}; or give the folder of a run (its --workdir),"
+            " of one of its checkpoints/STEP, or of an exported model"
+        )
+    return PRETRAINED / name
