@@ -4,26 +4,23 @@
 
     model = stgt.load("moving_shapes")  # or the folder of a run
 
-`Model` has all methods. They raise `STGTError` for a mistake that the caller can correct. Importing this package alone
-is cheap: JAX is imported with the first of these names that is used.
+`Model` describes the methods, which raise `STGTError` for a mistake that the caller can correct. `make_moving_shapes`
+writes video clips to try them on. Importing this package alone is cheap: JAX is imported with the first name used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stgt_jax.api import Model, load
-    from stgt_jax.errors import STGTError
+    from stgt_jax.api import Model, STGTError, load, make_moving_shapes
 
-__all__ = ["Model", "STGTError", "load"]
-
-_MODULES = {"Model": "stgt_jax.api", "STGTError": "stgt_jax.errors", "load": "stgt_jax.api"}
+__all__ = ["Model", "STGTError", "load", "make_moving_shapes"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    return getattr(importlib.import_module("stgt_jax.api"), name)
 
 
 def __dir__() -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from data_pipeline.moving_shapes import make_moving_shapes
 from data_pipeline.prepare import ClipReader, Video, list_videos
 from data_pipeline.tokenizer import decode, encode, load_tokenizer, num_tokens
 from stgt_jax.config import MeshConfig, ModelConfig
@@ -29,6 +30,8 @@ from stgt_jax.exported import pretrained_folder, pretrained_names
 from stgt_jax.run_folder import Run, read_run
 from stgt_jax.sharding import make_mesh
 from stgt_jax.train.checkpoint import load_params
+
+__all__ = ["Model", "STGTError", "load", "make_moving_shapes"]
 
 Videos = Video | Iterable[Video]
 Texts = str | Iterable[str]
