@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path) -> Path:
-    """Returns the bin folder of an environment with the wheel, which finds its requirements in the tests' environment."""
+    """Returns the bin folder of an environment with the wheel, which finds requirements in the tests' environment."""
     environment = wheel.with_name("environment")
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=wheel.parent)
     run(*PIP, "--python", environment / "bin/python", "install", "--no-deps", "--no-index", wheel, cwd=wheel.parent)
