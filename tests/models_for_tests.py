@@ -1,6 +1,15 @@
-"""A model that tests can run in seconds on one CPU core."""
+"""A model that tests can run in seconds on one CPU core, and a run's folder with its random weights."""
 
-from stgt_jax.config import GraphConfig, ModelConfig, QFormerConfig, VisionConfig
+from pathlib import Path
+
+import jax
+
+from stgt_jax.config import GraphConfig, MeshConfig, ModelConfig, QFormerConfig, TrainConfig, VisionConfig
+from stgt_jax.models.stgt import STGT
+from stgt_jax.run_folder import write_run
+from stgt_jax.sharding import make_mesh
+from stgt_jax.train.checkpoint import Checkpoints
+from stgt_jax.train.state import init_state
 
 
 def tiny() -> ModelConfig:
@@ -13,3 +22,14 @@ def tiny() -> ModelConfig:
                               num_queries=4, sep_token_id=3),
         embed_dim=16,
     )  # fmt: skip
+
+
+def write_random_run(folder: Path, model: ModelConfig, seed: int = 0) -> Path:
+    """Writes config.json and the checkpoint of step 0 of a run with random weights; returns its folder."""
+    config = TrainConfig(num_steps=10_000, seed=seed)
+    state = init_state(STGT(model), config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    write_run(folder, {"model": model})
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(0, state, {})
+    checkpoints.close()
+    return folder

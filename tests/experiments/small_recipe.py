@@ -3,6 +3,6 @@
 SMALL = [
     "--image_size=16", "--patch_size=8", "--vision.width=16", "--vision.depth=1",
     "--vision.mlp_dim=16", "--qformer.width=16", "--qformer.depth=1", "--qformer.mlp_dim=16", "--num_queries=2",
-    "--embed_dim=8", "--num_frames=2", "--time_embed_rows=2", "--num_workers=0", "--num_steps=2",
+    "--embed_dim=8", "--num_frames=2", "--num_workers=0", "--num_steps=2",
     "--warmup_steps=1", "--batch_size=8", "--eval_every=0", "--scan_layers=false",
 ]  # fmt: skip

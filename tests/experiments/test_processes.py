@@ -8,9 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from models_for_tests import write_random_run
 from processes import environment, free_port
 from small_recipe import SMALL
+
+from experiments.options import apply_options
+from experiments.recipes import get_recipe
+from stgt_jax.run_folder import read_run
+from stgt_jax.train.checkpoint import load_params
 
 STEPS, HEARTBEAT = 12, 8
 STOPPED_WITHIN = 30  # seconds from SIGTERM to the end of all; a step takes 0.4 s, a checkpoint 1 s
@@ -20,12 +28,13 @@ OPTIONS = [
     *SMALL, f"--num_steps={STEPS}", "--peak_learning_rate=1e-3", "--graph.dropout=0", "--qformer.dropout=0",
     "--graph.variant=none", "--vision.freeze=true",
 ]  # fmt: skip
+MODEL = apply_options(get_recipe("moving_shapes_stage1"), OPTIONS).model
 
 
 class Run:
     """The processes of one `stgt pretrain`, each with a file of what it says."""
 
-    def __init__(self, shards, workdir, *options, processes=2, devices=2, paced=False):
+    def __init__(self, shards, encoder, workdir, *options, processes=2, devices=2, paced=False):
         said = Path(f"{workdir}_said")
         said.mkdir(exist_ok=True)
         self.workdir, self.files, self.processes = workdir, [], []
@@ -35,7 +44,7 @@ class Run:
             else ["-c", "from experiments.cli import main; exit(main())"]
         )
         command = [sys.executable, *code, "pretrain", "moving_shapes_stage1", "--workdir", str(workdir)]
-        command += ["--data.shards", str(shards), *OPTIONS, *options]
+        command += ["--data.shards", str(shards), "--weights.vision", str(encoder), *OPTIONS, *options]
         if processes > 1:
             command += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(processes)]
             command += ["--heartbeat-timeout", str(HEARTBEAT)]
@@ -97,12 +106,18 @@ def assert_same_figures(workdir, reference):
 
 
 @pytest.fixture(scope="module")
-def start(shards):
+def encoder(tmp_path_factory):
+    """The folder of a run whose vision encoder all others take."""
+    return write_random_run(tmp_path_factory.mktemp("encoder"), MODEL, seed=1)
+
+
+@pytest.fixture(scope="module")
+def start(shards, encoder):
     """Starts a `Run` on the shards; none outlives the tests."""
     runs = []
 
     def run(workdir, *options, **kind):
-        runs.append(Run(shards, workdir, *options, **kind))
+        runs.append(Run(shards, encoder, workdir, *options, **kind))
         return runs[-1]
 
     yield run
@@ -134,6 +149,11 @@ def stopped(start, tmp_path_factory):
 def copy(stopped, tmp_path):
     """What that run left, to go on with."""
     return shutil.copytree(stopped[0].workdir, tmp_path / "run")
+
+
+def test_frozen_encoder_keeps_the_weights_that_were_given(reference, encoder):
+    trained = load_params(reference, read_run(reference).model)["vision"]
+    jax.tree.map(np.testing.assert_array_equal, trained, load_params(encoder, MODEL)["vision"])
 
 
 def test_sigterm_to_one_stops_all_at_one_step_with_a_checkpoint(stopped):

@@ -1,0 +1,113 @@
+"""The weights that training starts from: where each part comes from, and what is refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from models_for_tests import write_random_run
+from small import small_model
+
+from stgt_jax.config import MeshConfig, ModelConfig, WeightsConfig
+from stgt_jax.errors import STGTError
+from stgt_jax.models.stgt import STGT
+from stgt_jax.run_folder import write_run
+from stgt_jax.sharding import make_mesh, param_shardings
+from stgt_jax.train.checkpoint import has_checkpoint, load_params
+from stgt_jax.train.state import init_params
+from stgt_jax.train.weights import check_weights, initial_params
+
+ENCODER = small_model(depth=2, dtype="bfloat16", freeze=True)  # whose run the encoder comes from
+MODEL = dataclasses.replace(ENCODER, embed_dim=8)
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def mesh() -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
+
+
+@pytest.fixture(scope="module")
+def encoder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_run(tmp_path_factory.mktemp("encoder"), ENCODER)
+
+
+def with_vision(**changes: Any) -> ModelConfig:
+    return dataclasses.replace(MODEL, vision=dataclasses.replace(MODEL.vision, **changes))
+
+
+def assert_equal(tree: Any, expected: Any) -> None:
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+def test_vision_weights_replace_the_encoder_of_a_model_with_other_parts(
+    encoder_run: Path, mesh: jax.sharding.Mesh
+) -> None:
+    params = initial_params(WeightsConfig(vision=str(encoder_run)), MODEL, SEED, mesh)
+    random = jax.jit(lambda: init_params(STGT(MODEL), jax.random.key(SEED)))()
+    assert_equal(params, random | {"vision": load_params(encoder_run, ENCODER)["vision"]})
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    jax.tree.map(lambda x, layout: x.sharding == layout or pytest.fail("layout"), params, param_shardings(params, mesh))
+
+
+def test_vision_weights_replace_those_of_the_initial_weights(
+    encoder_run: Path, mesh: jax.sharding.Mesh, tmp_path: Path
+) -> None:
+    first = write_random_run(tmp_path, MODEL, seed=1)
+    params = initial_params(WeightsConfig(str(first), str(encoder_run / "checkpoints" / "0")), MODEL, SEED, mesh)
+    assert_equal(params, load_params(first, MODEL) | {"vision": load_params(encoder_run, ENCODER)["vision"]})
+
+
+def test_encoder_may_have_other_open_blocks(encoder_run: Path, mesh: jax.sharding.Mesh, tmp_path: Path) -> None:
+    opened = with_vision(open_blocks=1)
+    params = initial_params(WeightsConfig(vision=str(encoder_run)), opened, SEED, mesh)["vision"]
+    blocks = load_params(encoder_run, ENCODER)["vision"]["blocks"]
+    assert_equal(params["blocks"], jax.tree.map(lambda x: x[:1], blocks))
+    assert_equal(params["open_blocks"], jax.tree.map(lambda x: x[1:], blocks))
+
+    folder = write_random_run(tmp_path, opened)
+    params = initial_params(WeightsConfig(vision=str(folder)), MODEL, SEED, mesh)["vision"]
+    saved = load_params(folder, opened)["vision"]
+    joined = jax.tree.map(lambda *two: np.concatenate(two), saved["blocks"], saved.pop("open_blocks"))
+    assert_equal(params, saved | {"blocks": joined})
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [({"num_heads": 2}, "model.vision.num_heads was 4, now 2"), ({"mlp_dim": 128}, "model.vision.mlp_dim was 64, now")],
+)
+def test_encoder_of_another_model_is_refused(
+    encoder_run: Path, mesh: jax.sharding.Mesh, changes: dict[str, int], complaint: str
+) -> None:
+    with pytest.raises(STGTError, match=complaint) as error:
+        initial_params(WeightsConfig(vision=str(encoder_run)), with_vision(**changes), SEED, mesh)
+    assert str(encoder_run) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_first_parameter_of_another_shape_is_named(mesh: jax.sharding.Mesh, tmp_path: Path) -> None:
+    folder, wider = write_random_run(tmp_path, ENCODER), with_vision(mlp_dim=128)
+    write_run(folder, {"model": wider})  # a config.json that is not that of the weights
+    complaint = r"vision/blocks/mlp/\w+/\w+ is shape \(2, .*\) there and of shape \(2, .*\) in this model"
+    with pytest.raises(STGTError, match=complaint):
+        initial_params(WeightsConfig(vision=str(folder)), wider, SEED, mesh)
+
+
+def test_folder_without_a_checkpoint_is_named(mesh: jax.sharding.Mesh, tmp_path: Path) -> None:
+    assert not has_checkpoint(tmp_path / "nowhere")
+    for name in ("initial", "vision"):
+        with pytest.raises(STGTError, match="nowhere: no such folder; give that of a run"):
+            initial_params(WeightsConfig(**{name: str(tmp_path / "nowhere")}), MODEL, SEED, mesh)
+
+
+def test_run_that_needs_weights_is_refused_without_them() -> None:
+    with pytest.raises(STGTError, match=r"vision\.freeze=true would keep .* --weights\.vision DIR"):
+        check_weights(WeightsConfig(), MODEL, needs_initial=False)
+    for weights in (WeightsConfig(), WeightsConfig(vision="encoder")):
+        with pytest.raises(STGTError, match=r"--weights\.initial DIR"):
+            check_weights(weights, MODEL, needs_initial=True)
+    check_weights(WeightsConfig(vision="encoder"), MODEL, needs_initial=False)
+    check_weights(WeightsConfig(initial="first"), MODEL, needs_initial=True)
+    check_weights(WeightsConfig(), with_vision(freeze=False), needs_initial=False)
