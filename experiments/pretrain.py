@@ -116,7 +116,7 @@ def stage_recipe(name: str, options: Sequence[str], fixed: Mapping[str, Any]) ->
     """Returns a named recipe with the user's options, then the `fixed` ones that the calling command sets itself.
 
     Raises:
-      STGTError: an option that can't be applied, or one of the fixed ones.
+      STGTError: an option that can't be applied, one of the fixed ones, or weights that are missing.
     """
     recipe = get_recipe(name)
     changed = apply_options(recipe, options)
@@ -124,7 +124,9 @@ def stage_recipe(name: str, options: Sequence[str], fixed: Mapping[str, Any]) ->
     for option in fixed:
         if before[option] != after[option]:
             raise STGTError(f"--{option} is set by this command itself; leave it out, or use `stgt pretrain`")
-    return replace_options(changed, fixed)
+    stage = replace_options(changed, fixed)
+    check_weights(stage.weights, stage.model, needs_initial=stage.needs_initial_weights)
+    return stage
 
 
 def _initial_params(recipe: Recipe) -> Callable[[Mesh], Any] | None:

@@ -250,7 +250,7 @@ class TrainConfig:
 class WeightsConfig:
     """The weights that training starts from; without any, they are random. A run that is resumed needs none.
 
-    Each is the folder of a run, of which the newest checkpoint is read, or the folder of one checkpoint.
+    Each is the folder of a run, of which the newest checkpoint is read, of one checkpoint, or of an exported model.
     """
 
     initial: str = ""  # all parameters, as from the first stage for the second

@@ -202,6 +202,9 @@ def load_saved_params(path: PathLike, mesh: Mesh) -> Any:
     Raises:
       STGTError: there is no checkpoint, or it is damaged.
     """
+    if is_exported(path):
+        saved = read_weights(path)
+        return jax.device_put(saved, param_shardings(saved, mesh))
     folder = _checkpoint_folder(_absolute(path)) / "params"
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _saved_shapes(folder))
     template = jax.tree.map(

@@ -29,8 +29,8 @@ def check_weights(weights: WeightsConfig, model: ModelConfig, *, needs_initial: 
         )
     if model.vision.freeze and not (weights.vision or weights.initial):
         raise STGTError(
-            "vision.freeze=true would keep an encoder of random weights: give the folder of a run or checkpoint with a"
-            " trained one, --weights.vision DIR, or train the encoder with --vision.freeze false"
+            "vision.freeze=true would keep an encoder of random weights: give a run or checkpoint with a trained one,"
+            " --weights.vision DIR, or train the encoder with --vision.freeze false"
         )
 
 

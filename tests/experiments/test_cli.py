@@ -38,7 +38,7 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         ([*PRETRAIN, "--profile-steps=a:b"], "argument --profile-steps: 'a:b' is not"),
         ([*PRETRAIN, "--profile_steps=1:2"], "unknown option --profile_steps; did you mean '--profile-steps'?"),
         (["pretrain", "paper_stage2", "--workdir", "x"], "starts from the weights of an earlier stage: give its"),
-        (["pretrain", "paper_stage1", "--workdir", "x"], "give the folder of a run or checkpoint with a trained one,"),
+        (["pretrain", "paper_stage1", "--workdir", "x"], "give a run or checkpoint with a trained one,"),
         ([*PRETRAIN, "--vision.freeze=true"], "vision.freeze=true would keep an encoder of random weights: give the"),
         (["pretrain", "paper_stage1"], "the following arguments are required: --workdir; see `stgt pretrain --help`"),
         (["pretrian"], "argument COMMAND: invalid choice: 'pretrian'"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
-from experiments.options import replace_options
+from experiments.options import apply_options, replace_options
 from experiments.recipes import RECIPES, get_recipe
 from stgt_jax.errors import STGTError
 from stgt_jax.losses import stgt_losses
@@ -58,6 +58,18 @@ def test_paper_recipe_has_the_published_sizes():
     assert out["vit_tokens"].shape == (2, 8, 257, 1408)
     assert out["graph_tokens"].shape == (2, 264, 1408)
     assert out["video_embed"].shape == (2, 32, 256)
+
+
+def test_clip_longer_than_the_time_table_is_one_option():
+    recipe = apply_options(get_recipe("paper_stage1"), ["--num_frames=12"])
+    params = param_shapes(STGT(recipe.model))
+    out = jax.eval_shape(
+        lambda params, video: STGT(recipe.model).apply({"params": params}, video, method="encode_video"),
+        params,
+        batch_of(recipe, batch_size=2, text_length=32)["video"],
+    )
+    assert params["graph"]["time_embed"].shape == (8, 1408)
+    assert out["graph_tokens"].shape == (2, 12 * 33, 1408)
 
 
 def test_paper_recipes_follow_the_published_training():

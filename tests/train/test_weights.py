@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from models_for_tests import write_random_run
+from safetensors.numpy import save_file
 from small import small_model
 
 from stgt_jax.config import MeshConfig, ModelConfig, WeightsConfig
@@ -56,9 +58,15 @@ def test_vision_weights_replace_the_encoder_of_a_model_with_other_parts(
 def test_vision_weights_replace_those_of_the_initial_weights(
     encoder_run: Path, mesh: jax.sharding.Mesh, tmp_path: Path
 ) -> None:
-    first = write_random_run(tmp_path, MODEL, seed=1)
-    params = initial_params(WeightsConfig(str(first), str(encoder_run / "checkpoints" / "0")), MODEL, SEED, mesh)
-    assert_equal(params, load_params(first, MODEL) | {"vision": load_params(encoder_run, ENCODER)["vision"]})
+    first = write_random_run(tmp_path / "first", MODEL, seed=1)
+    expected = load_params(first, MODEL) | {"vision": load_params(encoder_run, ENCODER)["vision"]}
+    exported = tmp_path / "exported"
+    write_run(exported, {"model": ENCODER})
+    flat = flatten_dict(load_params(encoder_run, ENCODER), sep="/")
+    save_file({name: np.asarray(leaf) for name, leaf in flat.items()}, exported / "weights.safetensors")
+    for folder in (encoder_run / "checkpoints" / "0", exported):
+        params = initial_params(WeightsConfig(str(first), str(folder)), MODEL, SEED, mesh)
+        assert_equal(params, expected)
 
 
 def test_encoder_may_have_other_open_blocks(encoder_run: Path, mesh: jax.sharding.Mesh, tmp_path: Path) -> None:
