@@ -1,7 +1,7 @@
-"""Videos as a user has them -> clips as the model takes them, in one go and without shards.
+"""From a video, a file or an array of frames, to the clip that the model takes, without building shards.
 
-A video is a file, or an array of its frames. A file's clip is exactly what `build_shards` and then `eval_batches` make
-of it. Letters: n frames of a video, K of them that a shard set keeps, T of those that the model sees.
+The clip of a file is exactly what `build_shards` and `eval_batches` make of it. Letters: n frames of a video, K frames
+that shards keep of it, T of those that the model takes.
 """
 
 import collections
@@ -23,7 +23,7 @@ Video = str | os.PathLike[str] | np.ndarray  # a file, or its frames: uint8 [n, 
 
 @dataclass(frozen=True)
 class ClipReader:
-    """How frames are chosen, resized and cropped: K and `resize` as for the model's training shards."""
+    """Reads videos as the model's training shards were built (K and `resize`) and as evaluation reads them."""
 
     num_kept_frames: int  # K
     resize: int  # short side of the kept frames, pixels
@@ -31,7 +31,11 @@ class ClipReader:
     image_size: int  # side of a frame for the model, pixels
 
     def read(self, video: Video, index: int = 0) -> np.ndarray:
-        """Returns the video's clip, uint8 [T, image_size, image_size, 3]; errors call an array by its `index`."""
+        """Returns the clip, uint8 [T, image_size, image_size, 3], of one video. Errors name an array by its `index`.
+
+        Raises:
+          DataError: a file that is missing, damaged or not a video; an array that is not uint8 [n, height, width, 3].
+        """
         if isinstance(video, str | os.PathLike):
             return self._from_file(os.fspath(video))
         if not hasattr(video, "__array__"):
@@ -39,11 +43,7 @@ class ClipReader:
         return self._from_frames(np.asarray(video), index)
 
     def read_all(self, videos: Iterable[Video]) -> Iterator[np.ndarray]:
-        """Yields the clip of each video, in order; threads prepare a few of them ahead.
-
-        Raises:
-          DataError: a file that is missing, damaged or no video; an array that is not uint8 [n, height, width, 3].
-        """
+        """Yields the clip of each video, in order. Threads read a few videos ahead. Raises what `read` raises."""
         num_threads = min(8, os.cpu_count() or 1)
         pool = concurrent.futures.ThreadPoolExecutor(num_threads)
         ahead: collections.deque[concurrent.futures.Future[np.ndarray]] = collections.deque()
@@ -67,9 +67,9 @@ class ClipReader:
         return centre_crop(frames[uniform_frames(len(frames), self.num_frames)], self.image_size)
 
     def _from_frames(self, frames: np.ndarray, index: int) -> np.ndarray:
-        """Chooses frames as from a file; up to T of them are all taken, the last one repeated.
+        """More than T frames are sampled as those of a file; of fewer, the last one is repeated.
 
-        Frames of image_size x image_size, such as those of `eval_batches`, are taken as they are.
+        Frames of image_size x image_size, such as those of `eval_batches`, are not resized.
         """
         _check_frames(frames, index)
         num_frames, height, width, _ = frames.shape
@@ -84,14 +84,14 @@ class ClipReader:
 
 
 def list_videos(videos: Any) -> Iterable[Video]:
-    """Returns the single videos of what a user gave as videos.
+    """Returns the single videos in what a user gave as videos.
 
     Args:
       videos: a path; an array of the frames of one video [n, height, width, 3] or of several [V, n, height, width, 3];
         or an iterable of paths and of arrays [n, height, width, 3].
 
     Raises:
-      DataError: it is nothing of the kind.
+      DataError: it is none of these.
     """
     if isinstance(videos, str | os.PathLike):
         return [videos]
@@ -115,7 +115,7 @@ def _check_frames(frames: np.ndarray, index: int) -> None:
         hint = "; colours come last: np.moveaxis(frames, 1, -1)" if frames.ndim == 4 and frames.shape[1] == 3 else ""
         raise DataError(f"video {index} has shape {frames.shape}, not [frames, height, width, 3]{hint}")
     if 0 in frames.shape:
-        raise DataError(f"video {index} has shape {frames.shape}: there is nothing to see")
+        raise DataError(f"video {index} has shape {frames.shape}: it is empty")
     if frames.dtype != np.uint8:
         raise DataError(
             f"video {index} has frames of {frames.dtype}, not uint8 of 0 to 255; convert floats of 0 to 1 by"

@@ -59,13 +59,13 @@ def run_ablation(workdir: str | Path, shards: str | Path, *, options: Sequence[s
 
 
 def format_table(figures: Mapping[str, Any]) -> str:
-    """Returns the plain-text table: text-to-video recalls, and captions told from their time-reversed twins."""
+    """Returns a text table: text-to-video recalls, and how often the caption in the right order is preferred."""
     width = max(map(len, figures))
-    lines = [f"{'text to video, by similarity':<{width}}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'before twins':>14}"]
+    lines = [f"{'text to video, by similarity':<{width}}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'right order preferred':>23}"]
     for arm, result in figures.items():
         plain, twins = result["similarity"], result["time_order"]["similarity"]["twin_accuracy"]
         recalls = "".join(f"{plain[f't2v_r{k}']:8.1f}" for k in (1, 5, 10))
-        lines.append(f"{arm:<{width}}{recalls}{'-' if twins is None else f'{twins:.1f}':>14}")
+        lines.append(f"{arm:<{width}}{recalls}{'-' if twins is None else f'{twins:.1f}':>23}")
     return "\n".join(lines)
 
 

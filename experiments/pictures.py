@@ -1,6 +1,6 @@
-"""What the report shows, drawn from arrays: graph edges on the frames, adjacency, similarities, curves, film strips.
+"""The pictures of the report: graph edges on the frames, adjacency, similarities, curves, film strips.
 
-Every function returns the bytes of one PNG. Letters: T frames, P = G*G patches a frame, N = T*P nodes of the graph.
+Every drawing function returns the bytes of a PNG. Letters: T frames, P = G*G patches per frame, N = T*P graph nodes.
 """
 
 import io
@@ -79,7 +79,7 @@ def collect_pictures(encoder: Encoder, batch: Mapping[str, Any], count: int = 4)
 
 
 def patch_motion(video: np.ndarray, grid: int) -> np.ndarray:
-    """How far each patch [T, P] is from what is usually there: its pixels against their median over the T frames."""
+    """Returns how much each patch [T, P] differs from its usual look: its pixels against their median over time."""
     change = np.abs(video.astype(np.float32) - np.median(video, axis=0)).mean(axis=-1)  # [T, H, W]
     frames, height, width = change.shape
     change = change[:, : height // grid * grid, : width // grid * grid]
@@ -87,10 +87,10 @@ def patch_motion(video: np.ndarray, grid: int) -> np.ndarray:
 
 
 def strongest_edges(weights: np.ndarray, video: np.ndarray, *, sources: int = 4, per_source: int = 2) -> list[Edge]:
-    """The strongest edges into the next frame of the patches where something moves.
+    """Returns the strongest edges to the next frame, from the patches where something moves.
 
-    Between two copies of a still background every weight is near 1 and says nothing, so only the `sources` patches of
-    each frame that move most are followed, each along its `per_source` strongest edges.
+    The edges between still patches all have weights near 1 and tell nothing. So of each frame only the `sources`
+    patches with the most motion are taken, each with its `per_source` strongest edges.
 
     Args:
       weights: [N, N] adjacency. video: [T, H, W, 3] uint8.

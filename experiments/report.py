@@ -1,7 +1,7 @@
-"""The report: one self-contained HTML page with the figures and the pictures of a run, readable on a phone.
+"""The report: one HTML page with the figures and the pictures of a run, readable on a phone.
 
-`write_report` draws what `ReportInputs` holds; a part without its input is left out. Nothing on the page is loaded from
-elsewhere: pictures are inline PNGs, the style is a few lines of CSS.
+`write_report` draws what `ReportInputs` holds and leaves out sections without input. The page is one file: its pictures
+are inline PNGs, its style is a few lines of CSS.
 """
 
 import base64
@@ -33,7 +33,7 @@ NUM_HITS = 5
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What a report is drawn from; only `retrieval` is needed."""
+    """What a report shows. Only `retrieval` is required."""
 
     retrieval: RetrievalResult
     shuffled: RetrievalResult | None = None  # the same gallery with every clip's frames out of order
@@ -41,7 +41,7 @@ class ReportInputs:
     pictures: Pictures | None = None
     curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)  # stage -> `read_curve`
     ablation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arm -> `RetrievalResult.to_dict`
-    counts: Mapping[str, Any] = field(default_factory=dict)  # of the data and the run: label -> number or text
+    counts: Mapping[str, Any] = field(default_factory=dict)  # facts about data and run: label -> number or text
     title: str = "STGT: video-language alignment with a spatio-temporal graph"
 
 
@@ -49,7 +49,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> Path:
     """Writes the page to `path` and returns it.
 
     Raises:
-      STGTError: the gallery's clips are not those of the retrieval result.
+      STGTError: the gallery and the retrieval result have different numbers of clips.
     """
     if inputs.gallery is not None and len(inputs.gallery) != len(inputs.retrieval.video_ids):
         raise STGTError(
@@ -76,15 +76,15 @@ def write_report(path: str | Path, inputs: ReportInputs) -> Path:
 
 
 def read_curve(path: str | Path) -> list[dict[str, float]]:
-    """Returns the lines of a training's metrics.jsonl.
+    """Returns the lines of a run's metrics.jsonl.
 
     Raises:
-      STGTError: the file is missing or holds something else.
+      STGTError: the file is missing or is not a list of JSON lines.
     """
     try:
         return [json.loads(line) for line in Path(path).read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise STGTError(f"'{path}' cannot be read as the metrics of a training ({error})") from error
+        raise STGTError(f"'{path}' cannot be read as the metrics of a run ({error}); train again") from error
 
 
 def _summary(inputs: ReportInputs) -> str:
@@ -100,7 +100,7 @@ def _summary(inputs: ReportInputs) -> str:
         if inputs.shuffled is not None:
             shuffled = time_order_metrics(inputs.shuffled)["similarity"]
             below = f"frames shuffled {shuffled['twin_accuracy']:.1f} %, {below}"
-        tiles.append(("told from their time twins", f"{order['twin_accuracy']:.1f} %", below))
+        tiles.append(("right order preferred", f"{order['twin_accuracy']:.1f} %", below))
     tiles.append(("gallery", f"{len(result.video_ids)} clips", f"{len(result.captions)} captions"))
     cells = (f"<div class='tile'><p>{a}</p><strong>{b}</strong><p>{c}</p></div>" for a, b, c in tiles)
     return f"<div class='tiles'>{''.join(cells)}</div>"
@@ -114,9 +114,9 @@ def _retrieval(result: RetrievalResult) -> str:
             values = [*(f"{key}_r{k}" for k in RECALLS), f"{key}_median_rank", f"{key}_mean_rank"]
             rows.append([direction + name, *(metrics[value] for value in values)])
     note = (
-        f"Recalls in percent over a gallery of {len(result.video_ids)} clips and {len(result.captions)} captions. Ties"
-        f" count against the model. Re-ranked: the {result.k_test} most similar candidates of each query are scored by"
-        " similarity + P(match); the right one counts as the last where it is not among them."
+        f"Recalls are in percent, over a gallery of {len(result.video_ids)} clips and {len(result.captions)} captions."
+        f" Ties count against the model. Re-ranked: the {result.k_test} most similar candidates of each query get the"
+        " score similarity + P(match). A right answer that is not among them ranks last."
     )
     return _section("Retrieval", note, _table(heads, rows))
 
@@ -133,13 +133,13 @@ def _time_order(inputs: ReportInputs) -> str:
         for how, suffix in (("similarity", ""), ("reranked", ", re-ranked")):
             rows.append([name + suffix, metrics[how]["twin_accuracy"], metrics[how]["t2v_r1"]])
     note = (
-        f"{order['similarity']['num_texts']} captions have a twin: a caption of another clip that differs only in time"
-        " order (left to right, or right to left). How often does a clip score its own caption above every twin?"
-        f" Guessing reaches {order['similarity']['twin_chance']:.0f} %. R@1 is text to video on the same captions,"
-        " against the whole gallery. With its frames shuffled a clip no longer tells them apart, unless the model"
-        " looks at something else than time."
+        f"{order['similarity']['num_texts']} captions differ from the caption of another clip only in the order of"
+        " events (left to right, or right to left). How often does a clip prefer its own caption, that is, give it the"
+        f" higher score? Guessing reaches {order['similarity']['twin_chance']:.0f} %. R@1 is text to video, for these"
+        " captions against the whole gallery. With shuffled frames the accuracy must fall to that of guessing, unless"
+        " the model finds the answer in something other than time."
     )
-    return _section("Does it see time?", note, _table(["", "own before twins", "R@1"], rows))
+    return _section("Does it see time?", note, _table(["", "right order preferred", "R@1"], rows))
 
 
 def _top_hits(inputs: ReportInputs) -> str:
@@ -160,14 +160,14 @@ def _top_hits(inputs: ReportInputs) -> str:
         caption = html.escape(result.captions[text])
         blocks.append(f"<h3>“{caption}”</h3><div class='hits'>{''.join(hits)}</div>")
     note = (
-        f"The {NUM_HITS} best clips of {len(blocks)} captions taken evenly from the gallery, not by success, with"
-        " their re-ranked scores. The right clip is framed green."
+        f"The {NUM_HITS} best clips for {len(blocks)} captions, with their re-ranked scores. The captions are taken at"
+        " even steps through the gallery, whether retrieval succeeds or not. The right clip has a green frame."
     )
     return _section("Retrieved clips", note, *blocks)
 
 
 def _queries(result: RetrievalResult) -> np.ndarray:
-    """Captions at even steps through the gallery, those with a time twin first so that both kinds have their share."""
+    """Captions at even steps through the gallery, of both kinds: those with a time-reversed twin and those without."""
     order = np.argsort([not group for group in result.groups], kind="stable")
     return order[np.unique(np.linspace(0, len(order) - 1, NUM_QUERIES).round().astype(int))]
 
@@ -185,9 +185,9 @@ def _graph(pictures: Pictures | None) -> str:
             f"<p class='note'>{kept:.0f} % of the pairs within a frame or of neighbouring frames are edges.</p>"
         )
     note = (
-        "Every patch is a node, joined to the patches of its own and the neighbouring frames that it resembles. Still"
-        " background resembles itself everywhere, so shown are the patches of each frame that change most, and their"
-        " two strongest edges into the next frame."
+        "Every patch is a node. Edges link it to similar patches of its own frame and of the neighbouring frames. As a"
+        " still background is similar everywhere, the pictures show only the patches of each frame that change most,"
+        " with their two strongest edges to the next frame."
     )
     maps = "".join(
         f"<figure>{_image(draw_adjacency(weights, num_frames), 'adjacency heat map')}"
@@ -195,7 +195,8 @@ def _graph(pictures: Pictures | None) -> str:
         for weights, caption in list(zip(pictures.adjacency, pictures.captions, strict=True))[:2]
     )
     map_note = (
-        "The same graphs whole: each square is one frame's patches against another's; beyond the band is no edge."
+        "The adjacency matrices of two of these graphs. Each square has the patches of one frame against those of"
+        " another; frames that are not neighbours share no edge."
     )
     return _section("The graph between frames", note, *blocks) + _section(
         "Adjacency", map_note, f"<div class='pair'>{maps}</div>"
@@ -217,14 +218,14 @@ def _similarities(inputs: ReportInputs) -> str:
         f"<figcaption>{name}</figcaption></figure>"
         for name, scores in named.items()
     )
-    note = "Every clip against every caption, in the gallery's order. A clip's own caption lies on the diagonal."
+    note = "Every clip against every caption, in the order of the gallery. Matching pairs lie on the diagonal."
     return _section("Video-text similarity", note, f"<div class='pair'>{figures}</div>")
 
 
 def _curves(inputs: ReportInputs) -> str:
     if not inputs.curves:
         return ""
-    note = "Single steps faint, their running mean on top. Stages follow one another."
+    note = "Faint lines are single steps, strong lines their running mean. The stages follow one another."
     return _section(
         "Training", note, f"<div class='wide'>{_image(draw_curves(inputs.curves), 'training curves')}</div>"
     )
@@ -238,8 +239,15 @@ def _ablation(arms: Mapping[str, Mapping[str, Any]]) -> str:
         plain, reranked = figures["similarity"], figures["reranked"]
         twins = figures["time_order"]["similarity"]["twin_accuracy"]
         rows.append([name, plain["t2v_r1"], plain["t2v_r5"], plain["v2t_r1"], reranked["t2v_r1"], twins])
-    heads = ["", "text to video R@1", "R@5", "video to text R@1", "re-ranked text to video R@1", "own before twins"]
-    note = "The same steps of training for every arm. One run each: small differences are noise."
+    heads = [
+        "",
+        "text to video R@1",
+        "R@5",
+        "video to text R@1",
+        "re-ranked text to video R@1",
+        "right order preferred",
+    ]
+    note = "Every variant is trained for the same number of steps, once: small differences are noise."
     return _section("Ablation", note, _table(heads, rows))
 
 

@@ -44,14 +44,15 @@ def load(model: str | os.PathLike[str], *, batch_size: int = 32) -> "Model":
 
     Args:
       model: one of
-        - the name of a model that comes with this package: "moving_shapes" (a folder of that name: "./moving_shapes"),
-        - the folder of a run, the --workdir of `stgt pretrain`: its newest checkpoint is loaded,
-        - the folder of one of its checkpoints, WORKDIR/checkpoints/STEP,
+        - the name of a model that comes with this package: "moving_shapes" (for a folder of that name:
+          "./moving_shapes");
+        - the folder of a run, the --workdir of `stgt pretrain`, for its newest checkpoint;
+        - the folder of one of its checkpoints, WORKDIR/checkpoints/STEP;
         - the folder of a model that `stgt export` wrote.
       batch_size: videos to encode at a time, over all devices.
 
     Raises:
-      STGTError: there is no such model, or its folder is damaged or lacks a file.
+      STGTError: there is no such model, or a file of it is missing or damaged.
 
     >>> load("moving_shapes")
     Model('moving_shapes', 6 frames of 64x64 pixels, 1.0 million parameters)
@@ -70,19 +71,21 @@ def load(model: str | os.PathLike[str], *, batch_size: int = 32) -> "Model":
 class Model:
     """A trained model and its vocabulary; `load` makes it.
 
-    Where a method takes `videos`, give the path of a video file; the frames of one video, an array uint8
-    [frames, height, width, 3], RGB; those of several videos, an array [V, frames, height, width, 3]; or an iterable of
-    paths and of arrays of frames. Frames are prepared as in evaluation: T of them at equal distances, the last one
-    repeated where there are fewer; the short side resized; the centre cropped. Frames of the model's own size are only
-    chosen. Where a method takes `texts`, give a str or an iterable of str.
+    `videos` is the path of a video file; or the frames of one video, uint8 [frames, height, width, 3] in RGB; or the
+    frames of several videos, uint8 [V, frames, height, width, 3]; or an iterable of paths and arrays of frames.
+    `texts` is a str or an iterable of str.
 
-    Every method raises STGTError, in one line that names the video or text, for a file that is missing, damaged or no
-    video, for an array of another shape or dtype, and for what is no str.
+    Videos are prepared as in evaluation. T frames are taken at equal distances; a video with fewer frames repeats its
+    last one. They are resized by their short side, and their centre is cropped. Arrays whose frames have the model's
+    size already are not resized.
+
+    Every method raises STGTError, with a message of one line that names the video or text, for a file that is missing,
+    damaged or not a video, for an array of another shape or dtype, and for a text that is not a str.
 
     Attributes:
       config: ModelConfig, the sizes of the model.
       params: its parameters, nested dicts of jax.Array.
-      encoder: Encoder, which does the methods' work on arrays of frames and token ids.
+      encoder: Encoder, which does the same for arrays of frames and token ids.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class Model:
         return self.encoder.embed_videos(self._clips(videos))
 
     def encode_text(self, texts: Texts) -> np.ndarray:
-        """Encodes texts. Those that are too long are cut, as captions are in training, and counted in a warning.
+        """Encodes texts. Texts that are too long are cut, as in training, and counted in a warning.
 
         Returns:
           float32 [C, E]: for each text a vector of norm 1.
@@ -129,14 +132,14 @@ class Model:
         return self.encoder.encode_texts(self._bar(ids, len(ids), "texts"), mask)
 
     def similarity(self, videos: Videos, texts: Texts) -> np.ndarray:
-        """Compares every video with every text.
+        """Compares every video with every text, each encoded by itself: the score to rank large collections by.
 
         Args:
           videos: videos, or what `encode_video` returned for them, [V, Q, E].
           texts: texts, or what `encode_text` returned for them, [C, E].
 
         Returns:
-          float32 [V, C], cosine similarities: of the video's Q vectors the one most similar to the text's counts.
+          float32 [V, C], cosine similarities: the maximum over the video's Q vectors (docs/model.md section 4.1).
 
         >>> model = load("moving_shapes")
         >>> videos = model.encode_video(np.zeros((3, 24, 96, 96, 3), np.uint8))
@@ -153,7 +156,7 @@ class Model:
         return score_similarity(video_embed, text_embed)
 
     def match(self, videos: Videos, texts: Texts) -> np.ndarray:
-        """Judges every video together with every text: finer than `similarity`, and slower.
+        """Scores every video with every text by the matching head, which sees both at once; slower than `similarity`.
 
         Returns:
           float32 [V, C], the probability that the text describes the video, 0 to 1.
@@ -172,10 +175,10 @@ class Model:
         return np.concatenate(rows)
 
     def caption(self, videos: Videos) -> list[str]:
-        """Describes each video in words of the training captions, each the most likely next one.
+        """Describes each video by a caption, decoded greedily: each word is the most probable next one.
 
         Returns:
-          V captions.
+          V captions, at most as long as those of the training data.
 
         >>> model = load("moving_shapes")
         >>> len(model.caption(np.zeros((24, 96, 96, 3), np.uint8)))

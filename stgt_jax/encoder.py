@@ -1,9 +1,11 @@
-"""The one way to run a trained model: clips and token ids in, embeddings, match probabilities and captions out.
+"""Runs a trained model: clips and token ids in, embeddings, match probabilities and captions out.
 
-`Encoder` takes any number of clips, texts or pairs. It works in batches of a few fixed sizes, each of which is compiled
-once, and splits each batch over the devices of a mesh. Encoders of equal models share what is compiled. In a run of
-several processes, all must call it alike. Letters: V videos, T frames, Q queries, E alignment width, C texts, S text
-length, M graph tokens, D vision width, N nodes of the graph.
+Validation, evaluation, the report and `stgt_jax.api` all use `Encoder`. It takes any number of clips, texts or pairs
+and cuts them into batches of a few fixed sizes, each of which is compiled once. A batch is split over the devices of a
+mesh. Encoders of equal models share compiled code. In a run of several processes, all must make the same calls.
+
+Letters: V videos, T frames, Q queries, E alignment width, C texts, S text length, M graph tokens, D vision width,
+N graph nodes.
 """
 
 import contextlib
@@ -25,20 +27,20 @@ from stgt_jax.models.stgt import STGT, generate
 from stgt_jax.ops.graph_attention import adjacency
 from stgt_jax.sharding import batch_sharding
 
-PAIRS_PER_CLIP = 2  # matched at a time, for each clip encoded at a time: a pair takes less memory
-_GROWTH = 8  # from one size of a batch to the next: few sizes, as each is compiled, but one clip need not fill a batch
+PAIRS_PER_CLIP = 2  # a batch has twice as many pairs as clips, as a pair takes less memory
+_GROWTH = 8  # ratio of the batch sizes: few, as each is compiled, and yet a single clip is not padded to a full batch
 
 
 @dataclass(frozen=True)
 class EncodedVideos:
-    """What the model knows of V videos."""
+    """V encoded videos."""
 
     embed: np.ndarray  # [V, Q, E] float32, of norm 1
     graph_tokens: jax.Array  # [V or more, M, D], on the devices, for `Encoder.match`; rows beyond V are padding
 
 
 class Encoder:
-    """A model and its parameters, ready to encode.
+    """A model with its parameters.
 
     Args:
       config: of the model.
@@ -96,10 +98,10 @@ class Encoder:
     def _run(
         self, function: Callable[..., Any], rows: Iterable[tuple[Any, ...]], size: int, *first: Any
     ) -> Iterator[tuple[int, Any]]:
-        """Calls `function(model, params, *first, *columns)` for batches of rows; yields (rows in it, result).
+        """Calls `function(model, params, *first, *columns)` for batches of rows; yields (number of rows, result).
 
-        A last batch that is not full repeats its last row: up to the size of the batches before it or, if it is the
-        only one, up to the next of the sizes: 1, 8, 64, ... rows a device, at most a full batch.
+        An incomplete batch is padded by its last row: to the size of the batches before it or, if it is the first, to
+        1, 8, 64, ... rows per device.
         """
         rows, padded_size = iter(rows), self._num_devices
         while batch := list(itertools.islice(rows, size)):

@@ -1,10 +1,11 @@
-"""An exported model: a folder of a few files that holds all that is needed to use it, and no more.
+"""Exported models: folders with what is needed to use a trained model, and nothing else.
 
-    config.json, vocab.txt    as in the folder of the run it came from (`stgt_jax.run_folder`), the model's part alone
-    weights.safetensors       the parameters, named by their path in the tree, such as vision/patch_embed/kernel
-    origin.json               what made it, for whoever wants to know; nothing reads it
+    FOLDER/config.json            the sections of the run's config.json that describe the model and its inputs
+          /vocab.txt              the vocabulary
+          /weights.safetensors    the parameters, named by their path in the tree, such as vision/patch_embed/kernel
+          /origin.json            how the weights were made and what they score; for readers, the code ignores it
 
-The models that come with the package lie in `stgt_jax/pretrained`, one folder each.
+The models that come with the package are in `stgt_jax/pretrained`.
 """
 
 import json
@@ -28,13 +29,13 @@ _SECTIONS = ("model", "preparation", "vocab_sha256")  # of config.json
 
 
 def export(run: Run, params: Any, folder: PathLike, origin: Mapping[str, Any]) -> None:
-    """Writes the model of a run to `folder`, in place of a model that is there already.
+    """Writes a model to `folder`, over a model that is there already.
 
     Args:
-      run: that trained the model.
-      params: its parameters.
-      folder: to write to; made if it is not there.
-      origin: what made the weights, for origin.json.
+      run: the run that trained the model.
+      params: the parameters of the model.
+      folder: where to write; created if it does not exist.
+      origin: the content of origin.json.
     """
     flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(jax.device_get(params), sep="/").items()}
     write_run(folder, {name: run.content[name] for name in _SECTIONS}, run.vocab_file.read_bytes())

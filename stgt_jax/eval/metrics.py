@@ -1,8 +1,7 @@
-"""Retrieval figures from score matrices: recalls, ranks, and the time-order control (docs/model.md section 5).
+"""Retrieval metrics from score matrices: recalls, ranks, and whether time order is seen (docs/model.md section 5).
 
-Pure numpy on finished scores [V, C] of V gallery videos and C captions. Ties count against the model: a candidate
-scored like the right one stands before it, so constant scores never look good. Recalls and shares are in percent,
-ranks start at 1.
+Everything here is numpy on finished scores [V, C] of V gallery videos and C captions. Ties count against the model: a
+candidate with the same score as the right one ranks before it. Recalls and accuracies are in percent, ranks start at 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ RECALLS = (1, 5, 10)
 def text_to_video_ranks(scores: np.ndarray, video_of_text: np.ndarray) -> np.ndarray:
     """Returns the rank [C] of each caption's own video among all V videos, from scores [V, C]."""
     own = scores[video_of_text, np.arange(scores.shape[1])]  # [C]
-    return np.count_nonzero(~(scores < own), axis=0)  # not `>=`: a NaN must count against too; own counts itself
+    return np.count_nonzero(~(scores < own), axis=0)  # not `>=`: a NaN counts against the model, too
 
 
 def video_to_text_ranks(scores: np.ndarray, video_of_text: np.ndarray) -> np.ndarray:
@@ -33,12 +32,15 @@ def retrieval_metrics(
     """Recalls at 1, 5, 10 (percent), median and mean rank in both directions.
 
     Args:
-      similarity: [V, C] scores of every video with every caption.
+      similarity: [V, C], the score of every video with every caption.
       video_of_text: [C] int, the row of each caption's own video. Every video must have a caption.
-      video_to_text_scores: [V, C], if video-to-text ranks by other scores (after re-ranking).
+      video_to_text_scores: [V, C], other scores for the direction video to text, as re-ranking gives them.
 
     Returns:
-      t2v_r1, t2v_r5, t2v_r10, t2v_median_rank, t2v_mean_rank and the same five for v2t.
+      t2v_r1, t2v_r5, t2v_r10, t2v_median_rank, t2v_mean_rank, and the same five with v2t.
+
+    Raises:
+      STGTError: video_of_text does not fit the scores.
     """
     video_of_text = _checked_owners(similarity, video_of_text)
     back = similarity if video_to_text_scores is None else video_to_text_scores
@@ -54,19 +56,23 @@ def twin_metrics(
     video_of_text: np.ndarray,
     groups: Sequence[str],
 ) -> dict[str, float]:
-    """The time-order control: does a video know its caption from those that differ only in time order?
+    """Measures whether videos prefer their own caption to one that differs from it only in time order.
 
-    A twin of a caption is a caption of another video of the same non-empty group.
+    Such captions form a group. The twins of a caption are the captions of other videos in its group.
 
     Args:
-      text_to_video_scores, video_to_text_scores: [V, C]; twice the same matrix where nothing is re-ranked.
-      video_of_text: [C] int. groups: C group names, empty for none.
+      text_to_video_scores, video_to_text_scores: [V, C]; the same matrix twice if nothing is re-ranked.
+      video_of_text: [C] int, the row of each caption's own video.
+      groups: the group's name for each of the C captions; empty for none.
 
     Returns:
-      num_texts: captions that have a twin; all else is over these, NaN where there are none.
-      twin_accuracy: share whose video scores them above every twin; a tie with n twins counts 1 / (1 + n).
-      twin_chance: what guessing within the group reaches.
-      t2v_r1: text-to-video R@1 against the whole gallery.
+      num_texts: number of captions that have a twin. The other metrics are over these, NaN if there are none.
+      twin_accuracy: percentage whose own video scores them above every twin; a tie with n twins counts 1 / (1 + n).
+      twin_chance: the accuracy of guessing within the group.
+      t2v_r1: their text-to-video R@1 against the whole gallery.
+
+    Raises:
+      STGTError: video_of_text does not fit the scores.
     """
     video_of_text = _checked_owners(text_to_video_scores, video_of_text)
     names = np.asarray(groups, dtype=str)
@@ -93,7 +99,7 @@ def twin_metrics(
 
 
 def format_metrics(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns a plain-text table of `retrieval_metrics` results, two lines (both directions) for each named row."""
+    """Returns a text table of `retrieval_metrics` results: a line in each direction for every named result."""
     width = max(len("video to text"), *(len(f"video to text, {name}") for name in rows))
     heads = [f"R@{k}" for k in RECALLS] + ["MedR", "MeanR"]
     lines = [" " * width + "".join(f"{head:>8}" for head in heads)]
@@ -113,8 +119,8 @@ def _checked_owners(scores: np.ndarray, video_of_text: np.ndarray) -> np.ndarray
         raise STGTError(f"video_of_text must hold one video row for each of the {num_texts} captions")
     if not np.array_equal(np.unique(owners), np.arange(num_videos)):
         raise STGTError(
-            f"video_of_text names {np.unique(owners).size} of the {num_videos} gallery videos; each needs at least one"
-            " caption and no caption may point beyond them"
+            f"video_of_text names {np.unique(owners).size} videos, but the scores have {num_videos} rows; every video"
+            " needs a caption, and every caption a video"
         )
     return owners
 

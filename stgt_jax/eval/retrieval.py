@@ -1,6 +1,6 @@
 """Retrieval with a trained model: score a gallery, re-rank the best candidates by matching (docs/model.md section 5).
 
-Every video and every caption is encoded once, by an `Encoder`, as the evaluation batches come by.
+An `Encoder` encodes every video and every caption once.
 """
 
 import itertools
@@ -20,7 +20,7 @@ NOT_A_CANDIDATE = -100.0  # the re-ranked score of everything beyond the top k
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Scores and figures of one gallery of V videos and C captions; rows and columns in the order they were read."""
+    """Scores of a gallery of V videos with C captions. Rows and columns are in the order in which they were read."""
 
     similarity: np.ndarray  # [V, C] float32
     text_to_video: np.ndarray  # [V, C] float32, re-ranked: similarity + P(match) of each caption's top videos
@@ -28,21 +28,21 @@ class RetrievalResult:
     video_of_text: np.ndarray  # [C] int, the row of the caption's own video
     video_ids: tuple[str, ...]  # V
     captions: tuple[str, ...]  # C
-    groups: tuple[str, ...]  # C; captions of one group differ only in time order; empty for none
-    k_test: int  # candidates re-ranked for each query
+    groups: tuple[str, ...]  # C; captions of the same group differ only in time order; empty for no group
+    k_test: int  # number of candidates that were re-ranked for each query
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Both directions by similarity alone; see `retrieval_metrics`."""
+        """`retrieval_metrics` by similarity alone."""
         return retrieval_metrics(self.similarity, self.video_of_text)
 
     @property
     def reranked_metrics(self) -> dict[str, float]:
-        """Both directions after re-ranking; a video that is no candidate of its caption counts as the last."""
+        """`retrieval_metrics` after re-ranking. A right answer that is not among the candidates ranks last."""
         return retrieval_metrics(self.text_to_video, self.video_of_text, self.video_to_text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the figures, plain numbers; the time-order shares are NaN where no caption has a twin."""
+        """Returns all metrics, as plain numbers for JSON; those of time order are NaN if no caption has a twin."""
         return {
             "num_videos": len(self.video_ids),
             "num_texts": len(self.captions),
@@ -61,7 +61,7 @@ def evaluate_retrieval(encoder: Encoder, batches: Iterable[Batch], *, k_test: in
       batches: evaluation batches of any size B: video [B, T, H, W, 3], input_ids and attention_mask [B, S],
         valid [B] bool, video_id, caption, group [B] str. Records with the same video_id are one gallery video
         (the first one's frames) with several captions. All processes of a run must read the same batches.
-      k_test: candidates of each query that are re-ranked; the whole gallery where that is smaller.
+      k_test: number of candidates to re-rank for each query; of a smaller gallery, all.
 
     Raises:
       STGTError: there is no valid record, or k_test is not positive.
@@ -94,7 +94,7 @@ def evaluate_retrieval(encoder: Encoder, batches: Iterable[Batch], *, k_test: in
 
 
 def time_order_metrics(result: RetrievalResult) -> dict[str, dict[str, float]]:
-    """The time-order control, see `twin_metrics`: by similarity alone and after re-ranking."""
+    """Returns `twin_metrics` by similarity alone, "similarity", and after re-ranking, "reranked"."""
     owners, groups = result.video_of_text, result.groups
     return {
         "similarity": twin_metrics(result.similarity, result.similarity, owners, groups),
@@ -103,26 +103,27 @@ def time_order_metrics(result: RetrievalResult) -> dict[str, dict[str, float]]:
 
 
 def format_table(result: RetrievalResult) -> str:
-    """Returns the plain-text table of both directions, with and without re-ranking."""
+    """Returns a text table of both directions, with and without re-ranking."""
     table = format_metrics({"": result.metrics, "re-ranked": result.reranked_metrics})
     return f"{len(result.video_ids)} videos, {len(result.captions)} captions\n{table}"
 
 
 def format_time_order(results: Mapping[str, RetrievalResult]) -> str:
-    """Returns the plain-text table of the time-order control, one line for each named result."""
+    """Returns a text table of the time-order metrics, a line for each named result."""
     rows = {name: time_order_metrics(result) for name, result in results.items()}
     first = next(iter(rows.values()))["similarity"]
     if not first["num_texts"]:
-        return "time order: no caption has a twin that differs only in time order"
+        return "time order: no two captions differ only in time order"
     width = max(map(len, rows))
     lines = [
-        f"time order: {first['num_texts']} captions with a twin; chance {first['twin_chance']:.1f}",
-        " " * width + "  own before twins  re-ranked     R@1  re-ranked",
+        f"time order: {first['num_texts']} captions differ from another one only in the order of events; is the right"
+        f" one preferred? Guessing gives {first['twin_chance']:.1f}",
+        " " * width + "  right order preferred  re-ranked     R@1  re-ranked",
     ]
     for name, row in rows.items():
         plain, reranked = row["similarity"], row["reranked"]
         lines.append(
-            f"{name:<{width}}{plain['twin_accuracy']:18.1f}{reranked['twin_accuracy']:11.1f}"
+            f"{name:<{width}}{plain['twin_accuracy']:23.1f}{reranked['twin_accuracy']:11.1f}"
             f"{plain['t2v_r1']:8.1f}{reranked['t2v_r1']:11.1f}"
         )
     return "\n".join(lines)
@@ -130,7 +131,7 @@ def format_time_order(results: Mapping[str, RetrievalResult]) -> str:
 
 @dataclass
 class _Gallery:
-    """What was read of the batches, but for the frames: a row for each of V videos, and lists of C texts."""
+    """What the batches held, except for the frames: the rows of V videos, and C texts."""
 
     row_of_video: dict[str, int] = field(default_factory=dict)
     video_of_text: list[int] = field(default_factory=list)
@@ -140,7 +141,7 @@ class _Gallery:
     groups: list[str] = field(default_factory=list)
 
     def read(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
-        """Yields the frames [T, H, W, 3] of each new video, so that they are never all in memory; keeps the rest."""
+        """Yields the frames [T, H, W, 3] of each new video, so that they are never all in memory; stores the rest."""
         for batch in batches:
             for row in np.flatnonzero(batch["valid"]):
                 video_id = str(batch["video_id"][row])

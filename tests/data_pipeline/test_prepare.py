@@ -64,7 +64,7 @@ def test_array_of_few_frames_repeats_the_last(folder):
         (np.zeros((4, 32, 32, 3), np.float32), "video 0 has frames of float32, not uint8"),
         (np.zeros((4, 3, 32, 32), np.uint8), r"np\.moveaxis"),
         (np.zeros((32, 32, 3), np.uint8), r"shape \(32, 32, 3\)"),
-        (np.zeros((0, 32, 32, 3), np.uint8), "nothing to see"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "it is empty"),
         ([[0, 1], [2, 3]], "video 0 is a list"),
         (None, "video 0 is a NoneType"),
     ],
