@@ -1,4 +1,4 @@
-# `make demo`, `make check` and `make test` each make the environment .venv in this folder first, if it is not there yet.
+# `make install` makes the environment .venv in this folder; demo, check and test do so first if it is not there yet.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,8 +10,10 @@ MINOR = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:
 LOCK = $(wildcard requirements/lock-$(MINOR).txt)
 INSTALL = $(BIN)/python -m pip install --quiet $(LOCK:%=--constraint %)
 
-.PHONY: demo check test lint format lock clean
+.PHONY: install demo check test lint format lock clean
 .DELETE_ON_ERROR:
+
+install: $(VENV)/.installed
 
 # Huge pages spare the CPU nine in ten page faults, and training 15 % of its time (glibc 2.35 or newer; else no effect).
 demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1

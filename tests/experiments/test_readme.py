@@ -1,5 +1,6 @@
-"""The README's commands, run in their order in an empty folder: small models and clips, but the very same words."""
+"""The documents' commands, run in their order in an empty folder: small models and clips, but the very same words."""
 
+import ast
 import json
 import re
 import shlex
@@ -24,11 +25,17 @@ SMALLER = {
     **dict.fromkeys(("demo", "ablate", "pretrain", "bench step"), SMALL),
     "bench graph-attention": ["--width=16", "--num-heads=2", "--patches=4", "--repeats=1"],
 }
-COMMANDS = [
-    line
-    for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-]
+DOCUMENTS = ("README.md", "docs/results.md", "docs/training.md")
+
+
+def blocks(language: str) -> list[str]:
+    """Returns the code blocks of a language, in the documents' order."""
+    text = "\n".join((ROOT / name).read_text() for name in DOCUMENTS)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+SETUP = ["make install", "source .venv/bin/activate", "make demo"]
 LAUNCHES = {  # the launch scripts, and the command in which each one's training runs
     "tpu_pod.sh": "gcloud compute tpus queued-resources ssh",
     "gke_xpk.sh": "xpk workload create",
@@ -44,7 +51,7 @@ def make(target: str) -> str:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The folder in which every `stgt` command of the README ran, `make demo`'s first."""
+    """The folder in which every `stgt` command of the documents ran, `make demo`'s first."""
     folder = tmp_path_factory.mktemp("readme")
     make_moving_shapes(folder / "made", num_train=16, num_test=4, image_size=32, num_frames=16, progress=False)
     (folder / "my_videos").mkdir()
@@ -65,11 +72,11 @@ def ran(tmp_path_factory):
 
 def test_every_command_is_known_to_this_test():
     others = [line for line in COMMANDS if not line.startswith("stgt ")]
-    assert [line for line in others if line.startswith("make ")] == ["make demo", "make test"]
+    assert others[: len(SETUP)] == SETUP
     assert [Path(name).name for line in others for name in line.split() if name.endswith(".sh")] == list(LAUNCHES)
     offered = [line.removeprefix(".venv/bin/pip install --editable ") for line in others if "pip install" in line]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert offered == [f'".[{extra}]"' for extra in extras] and len(others) == 2 + len(LAUNCHES) + len(extras)
+    assert offered == [f'".[{extra}]"' for extra in extras] and len(others) == len(SETUP) + len(LAUNCHES) + len(extras)
 
 
 @pytest.mark.parametrize("script", LAUNCHES)
@@ -90,6 +97,15 @@ def test_launch_would_run_the_training_that_the_line_says(script):
 def test_make_test_is_what_ci_runs():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert "-m pytest" in make("test")
+
+
+def test_python_of_the_readme_ranks_and_describes_clips(ran):
+    (code,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ran, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    best, captions = map(ast.literal_eval, done.stdout.splitlines())
+    assert best == ["clips/test/000000.mp4", "clips/test/000005.mp4"]  # of two clips that differ in the order of events
+    assert str(best) in code and len(captions) == 2
 
 
 def test_demo_leaves_figures_and_report(ran):
