@@ -8,6 +8,7 @@ fsdp axis that some parameter has no dimension for is cut: what is left of it be
 import dataclasses
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -106,7 +107,7 @@ def _with_fsdp_that_divides(model: STGT, mesh: MeshConfig, count: int) -> MeshCo
     sizes = axis_sizes(mesh, count)
     fsdp, tensor = sizes["fsdp"], sizes["tensor"]
     unsplit = _unsplit_by_fsdp(model, fsdp, tensor)
-    if not unsplit:
+    if not unsplit or count % math.prod(sizes.values()):  # the latter no mesh of all devices has: `make_mesh` says so
         return mesh
     shorter = max(n for n in range(1, fsdp) if fsdp % n == 0 and not _unsplit_by_fsdp(model, n, tensor))
     copies = fsdp // shorter

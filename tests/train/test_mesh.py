@@ -85,6 +85,20 @@ def test_fsdp_that_divides_no_dimension_is_cut_and_said(caplog: pytest.LogCaptur
     assert "fsdp=128 devices and held 2 times" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("count", "mesh"),
+    [(4, MeshConfig(fsdp=3)), (6, MeshConfig(fsdp=6, tensor=2)), (4, MeshConfig(fsdp=3, sequence="auto"))],
+)
+def test_fsdp_that_the_devices_do_not_divide_by_is_refused_not_cut(
+    caplog: pytest.LogCaptureFixture, count: int, mesh: MeshConfig
+) -> None:
+    caplog.set_level(logging.INFO)
+    odd = ModelConfig(vision=VisionConfig(width=44, num_heads=4, mlp_dim=44), graph=GraphConfig(num_heads=4))
+    with pytest.raises(STGTError, match=f"fsdp={mesh.fsdp}.* devices but there are {count}"):
+        make_mesh(choose(count, 48, 16 * GB, mesh, STGT(odd)), devices(count))
+    assert "fsdp" not in caplog.text
+
+
 def test_mesh_that_cannot_be_is_explained_by_its_axes() -> None:
     chosen = choose(6, 32, 16 * GB)  # 32 clips do not divide by 6 or 3 devices, nor 8 frames by 3
     with pytest.raises(STGTError, match="but there are 6") as error:
