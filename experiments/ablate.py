@@ -4,14 +4,15 @@ Every arm has two stages. The first is shared by arms of one graph variant; the 
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.storage import local_path
+from experiments.demo_report import BATCH, K_TEST, TEST_SPLIT
 from experiments.evaluate import retrieval
-from experiments.options import list_options
 from experiments.pretrain import pretrain_step, stage_recipe
+from experiments.recipe_fields import list_fields
 from experiments.recipes import Recipe
 from experiments.steps import Steps, write_json
 
@@ -24,13 +25,13 @@ ARMS = {
 }
 
 
-def run_ablation(workdir: str | Path, shards: str | Path, *, options: Sequence[str] = ()) -> dict[str, Any]:
+def run_ablation(workdir: str | Path, shards: str | Path, *, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Trains and measures every arm, or those that are left, in `workdir`; prints the table.
 
     Args:
       workdir: gets a folder for each training, and ablation.json.
       shards: shard set of moving_shapes with the splits train and test.
-      options: of the moving_shapes recipes, both stages, as on the command line.
+      fields: of both stages' recipes that get another value, by full name.
 
     Returns:
       What ablation.json holds: under "arms" the retrieval figures of every arm by its name, and the seconds.
@@ -39,8 +40,8 @@ def run_ablation(workdir: str | Path, shards: str | Path, *, options: Sequence[s
       STGTError, DataError: options or shards that can't work, or a folder that holds another ablation.
     """
     workdir = local_path(workdir)
-    trainings = _trainings(workdir, str(shards), options)
-    settings = {f"{name}.{option}": value for name, r in trainings.items() for option, value in list_options(r).items()}
+    trainings = _trainings(workdir, str(shards), fields)
+    settings = {f"{name}.{option}": value for name, r in trainings.items() for option, value in list_fields(r).items()}
     steps = Steps(workdir, settings)
     for name, recipe in trainings.items():
         pretrain_step(steps, name, recipe, workdir / name)
@@ -69,12 +70,12 @@ def format_table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _trainings(workdir: Path, shards: str, options: Sequence[str]) -> dict[str, Recipe]:
+def _trainings(workdir: Path, shards: str, fields: Mapping[str, Any]) -> dict[str, Recipe]:
     """Every training by the name of its folder: the first stages, then the second ones that start from them."""
     trainings = {}
     for variant in dict.fromkeys(variant for variant, _ in ARMS.values()):
         fixed = {"data.shards": shards, "model.graph.variant": variant}
-        trainings[f"stage1_{variant}"] = stage_recipe("moving_shapes_stage1", options, fixed)
+        trainings[f"stage1_{variant}"] = stage_recipe("moving_shapes_stage1", fields, fixed)
     for variant, contrastive in ARMS.values():
         fixed = {
             "data.shards": shards,
@@ -82,12 +83,12 @@ def _trainings(workdir: Path, shards: str, options: Sequence[str]) -> dict[str, 
             "train.loss.contrastive": contrastive,
             "weights.initial": str(workdir / f"stage1_{variant}"),
         }
-        trainings[_stage2_name(variant, contrastive)] = stage_recipe("moving_shapes_stage2", options, fixed)
+        trainings[_stage2_name(variant, contrastive)] = stage_recipe("moving_shapes_stage2", fields, fixed)
     return trainings
 
 
 def _measure(checkpoint: Path, shards: str | Path) -> dict[str, Any]:
-    return retrieval(checkpoint, shards).to_dict()
+    return retrieval(checkpoint, shards, split=TEST_SPLIT, k_test=K_TEST, batch_size=BATCH).to_dict()
 
 
 def _stage2_name(variant: str, contrastive: str) -> str:

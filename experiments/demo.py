@@ -3,7 +3,7 @@
 Everything is a step of its own in one folder (`experiments.steps`), so a demo that was cut off goes on where it was.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from data_pipeline.build import build_shards
 from data_pipeline.moving_shapes import make_moving_shapes
 from data_pipeline.storage import local_path
 from experiments.demo_report import REPORT_NAME, STAGES, measure_and_draw
-from experiments.options import list_options
 from experiments.pretrain import pretrain_step, stage_recipe
+from experiments.recipe_fields import list_fields
 from experiments.recipes import Recipe
 from experiments.steps import Steps, write_json
 from stgt_jax.eval.metrics import format_metrics
@@ -22,16 +22,14 @@ NUM_KEPT_FRAMES = 16
 MAX_TEXT_LENGTH = 24  # tokens; the longest caption has 20
 
 
-def run_demo(
-    workdir: str | Path, *, num_train: int = 2400, num_test: int = 200, options: Sequence[str] = ()
-) -> dict[str, Any]:
+def run_demo(workdir: str | Path, *, num_train: int, num_test: int, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Runs the demo's steps, or what is left of them, in `workdir`; prints what they give.
 
     Args:
       workdir: gets clips/, shards/, stage1/, stage2/, demo.json and report.html.
       num_train: training clips.
       num_test: test clips.
-      options: of both stages' recipes, as on the command line.
+      fields: of both stages' recipes that get another value, by full name.
 
     Returns:
       What demo.json holds: seconds a step, the counts, each stage's last losses, the retrieval figures.
@@ -40,8 +38,8 @@ def run_demo(
       STGTError, DataError: options that can't work, or a folder that holds another demo.
     """
     workdir = local_path(workdir)
-    stages = _stages(workdir, options)
-    settings = {f"{stage}.{name}": value for stage in STAGES for name, value in list_options(stages[stage]).items()}
+    stages = _stages(workdir, fields)
+    settings = {f"{stage}.{name}": value for stage in STAGES for name, value in list_fields(stages[stage]).items()}
     steps = Steps(workdir, {"num_train": num_train, "num_test": num_test, **settings})
 
     clips, shards = workdir / "clips", workdir / "shards"
@@ -68,12 +66,12 @@ def run_demo(
     return figures
 
 
-def _stages(workdir: Path, options: Sequence[str]) -> dict[str, Recipe]:
+def _stages(workdir: Path, fields: Mapping[str, Any]) -> dict[str, Recipe]:
     fixed = {"data.shards": str(workdir / "shards")}
     second = {**fixed, "weights.initial": str(workdir / "stage1")}
     return {
-        "stage1": stage_recipe("moving_shapes_stage1", options, fixed),
-        "stage2": stage_recipe("moving_shapes_stage2", options, second),
+        "stage1": stage_recipe("moving_shapes_stage1", fields, fixed),
+        "stage2": stage_recipe("moving_shapes_stage2", fields, second),
     }
 
 

@@ -4,6 +4,7 @@
 the page then shows.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,8 @@ from stgt_jax.train.checkpoint import load_config, load_params
 
 STAGES = ("stage1", "stage2")
 TEST_SPLIT = "test"
-BATCH = 32
+BATCH = 32  # clips encoded at a time
+K_TEST = 32  # candidates of each query that are re-ranked
 REPORT_NAME = "report.html"
 
 
@@ -46,9 +48,10 @@ def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
     for folder in (checkpoint, shards):
         if not folder.is_dir():
             raise STGTError(f"'{workdir}' is no finished demo, it has no folder {folder.name}; run `stgt demo` first")
+    measure = functools.partial(retrieval, checkpoint, shards, split=TEST_SPLIT, k_test=K_TEST, batch_size=BATCH)
     results = {
-        "frames in order": retrieval(checkpoint, shards, split=TEST_SPLIT),
-        "frames shuffled": retrieval(checkpoint, shards, split=TEST_SPLIT, shuffle_frames=True),
+        "frames in order": measure(),
+        "frames shuffled": measure(shuffle_frames=True),
     }
     write_report(workdir / REPORT_NAME, _inputs(workdir, results))
     figures: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}

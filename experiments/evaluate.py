@@ -16,9 +16,9 @@ def retrieval(
     checkpoint: str | Path,
     shards: str | Path,
     *,
-    split: str = "test",
-    k_test: int = 32,
-    batch_size: int = 32,
+    split: str,
+    k_test: int,
+    batch_size: int,
     shuffle_frames: bool = False,
 ) -> RetrievalResult:
     """Retrieval with the weights of a checkpoint over a whole split.

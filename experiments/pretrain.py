@@ -1,7 +1,7 @@
 """One stage of training from a recipe: the loader, the model and the validation brought together for `train`."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.loader import eval_batches, split_vocab_size, train_loader
 from data_pipeline.shards import VOCAB_NAME, list_splits, open_shards
-from experiments.options import apply_options, list_options, replace_options
+from experiments.recipe_fields import replace_fields
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
 from experiments.storage import check_storage
@@ -96,7 +96,7 @@ def fit_to_shards(recipe: Recipe) -> Recipe:
     words = epath.Path(recipe.data.shards, VOCAB_NAME).read_text(encoding="utf-8").splitlines()
     ours = {"vocab_size": split_vocab_size(recipe.data), "sep_token_id": words.index("[SEP]")}
     if recipe.vocab_from_data:
-        recipe = replace_options(recipe, {f"model.qformer.{name}": value for name, value in ours.items()})
+        recipe = replace_fields(recipe, {f"model.qformer.{name}": value for name, value in ours.items()})
     for name, value in ours.items():
         wanted = getattr(recipe.model.qformer, name)
         if wanted != value:
@@ -112,19 +112,20 @@ def fit_to_shards(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def stage_recipe(name: str, options: Sequence[str], fixed: Mapping[str, Any]) -> Recipe:
-    """Returns a named recipe with the user's options, then the `fixed` ones that the calling command sets itself.
+def stage_recipe(name: str, fields: Mapping[str, Any], fixed: Mapping[str, Any]) -> Recipe:
+    """Returns a named recipe with the user's values in its fields, and those that the calling command sets itself.
+
+    Args:
+      name: of the recipe.
+      fields: full name -> value, as the user gave them.
+      fixed: likewise, as the command needs them.
 
     Raises:
-      STGTError: an option that can't be applied, one of the fixed ones, or weights that are missing.
+      STGTError: a value that the recipe refuses, one for a field that the command sets, or weights that are missing.
     """
-    recipe = get_recipe(name)
-    changed = apply_options(recipe, options)
-    before, after = list_options(recipe), list_options(changed)
-    for option in fixed:
-        if before[option] != after[option]:
-            raise STGTError(f"--{option} is set by this command itself; leave it out, or use `stgt pretrain`")
-    stage = replace_options(changed, fixed)
+    for field in fixed.keys() & fields.keys():
+        raise STGTError(f"--{field} is set by this command itself; leave it out, or use `stgt pretrain`")
+    stage = replace_fields(get_recipe(name), {**fields, **fixed})
     check_weights(stage.weights, stage.model, needs_initial=stage.needs_initial_weights)
     return stage
 

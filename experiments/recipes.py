@@ -1,7 +1,7 @@
 """Recipes: everything that defines a training run, as one frozen dataclass with a name.
 
 A recipe holds the options of the model, the loader and the training of one stage. `get_recipe` finds a recipe by name.
-The command line changes single fields (`experiments.options`).
+The command line changes single fields (`experiments.recipe_fields`).
 """
 
 import dataclasses

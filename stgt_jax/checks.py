@@ -12,6 +12,11 @@ from typing import Any, Literal
 from stgt_jax.errors import STGTError
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that `name` is probably meant to be, or None if it resembles none."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the end of an error message: the known name closest to `name`, or all known names if none is close.
 
@@ -21,8 +26,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     '; known: banded, dense'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    meant = closest(name, known)
+    return f"; did you mean '{meant}'?" if meant else f"; known: {', '.join(known)}"
 
 
 def check(ok: bool, message: str) -> None:

@@ -18,7 +18,6 @@ import jax
 from stgt_jax.errors import Preempted, STGTError
 
 JOIN_TIMEOUT = 300  # seconds in which all processes must have come
-HEARTBEAT_TIMEOUT = 60  # seconds after which a process that is not heard of counts as lost
 LOST = (
     "another process of this run has ended or cannot be reached; start all of them again with --resume,"
     " the run goes on from its newest checkpoint"
@@ -33,7 +32,7 @@ def joined(
     num_processes: int | None = None,
     process_id: int | None = None,
     *,
-    heartbeat_timeout: int = HEARTBEAT_TIMEOUT,
+    heartbeat_timeout: int,
 ) -> Iterator[None]:
     """Makes this process one of those of a run, before anything else asks JAX for its devices.
 

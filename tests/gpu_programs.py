@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
+from recipe_words import recipe_with
 
-from experiments.options import apply_options
 from experiments.perf.compile.train_step import abstract_batch
-from experiments.recipes import get_recipe
 from stgt_jax.config import MeshConfig
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.attention import attention
@@ -73,7 +72,7 @@ def frames_program(mesh):
 
 def train_step_program(mesh):
     """Of the paper's second stage, smaller, with frames long enough for every kernel, split three ways."""
-    recipe = apply_options(get_recipe("paper_stage2"), SMALLER)
+    recipe = recipe_with("paper_stage2", SMALLER)
     model = STGT(recipe.model)
     step, state = make_train_step(model, recipe.train, mesh), abstract_state(model, recipe.train, mesh)
     return step.lower(state, abstract_batch(recipe, mesh, text_length=16))

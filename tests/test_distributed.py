@@ -50,7 +50,7 @@ def asked(monkeypatch):
     ],
 )
 def test_incomplete_or_impossible_place_is_refused_by_name(asked, place, complaint):
-    with pytest.raises(STGTError) as error, joined(*place):
+    with pytest.raises(STGTError) as error, joined(*place, heartbeat_timeout=HEARTBEAT):
         pass
     assert complaint in str(error.value) and "\n" not in str(error.value)
     assert not asked
@@ -94,21 +94,21 @@ def test_environment_of_several_processes_leaves_the_rest_to_jax(asked, monkeypa
 def test_lone_process_stays_alone(asked, monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with joined():
+    with joined(heartbeat_timeout=HEARTBEAT):
         assert not asked
 
 
 @pytest.mark.parametrize("platforms", ["cpu", "tpu,cpu"])
 def test_machine_with_tpus_asks_how_many_hosts_its_slice_has(asked, monkeypatch, platforms):
     monkeypatch.setattr(type(jax.config), "jax_platforms", platforms, raising=False)
-    with joined():
+    with joined(heartbeat_timeout=HEARTBEAT):
         assert len(asked) == (platforms != "cpu")
 
 
 def test_given_place_does_without_the_environment(asked, monkeypatch):
     for name, value in SLURM_STEP.items():
         monkeypatch.setenv(name, value)
-    with joined("10.0.0.1:1234", 3, 2):
+    with joined("10.0.0.1:1234", 3, 2, heartbeat_timeout=HEARTBEAT):
         pass
     ((place, options),) = asked
     assert place == ("10.0.0.1:1234", 3, 2) and options["cluster_detection_method"] == "deactivate"
@@ -120,7 +120,7 @@ def test_failed_detection_says_what_to_set(asked, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    with pytest.raises(STGTError) as error, joined():
+    with pytest.raises(STGTError) as error, joined(heartbeat_timeout=HEARTBEAT):
         pass
     assert "(as told by Open MPI): coordinator_address should be defined.; " in str(error.value)
     assert "or give --coordinator, --num-processes and --process-id" in str(error.value)

@@ -30,8 +30,8 @@ _Map = Callable[..., Iterable[str]]
 def make_moving_shapes(
     out: str | Path,
     *,
-    num_train: int = 2400,
-    num_test: int = 200,
+    num_train: int,
+    num_test: int,
     seed: int = 0,
     image_size: int = 96,
     num_frames: int = 24,

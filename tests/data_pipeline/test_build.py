@@ -1,4 +1,5 @@
 import csv
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 from clips import frame_level, write_clip, write_sound
 
-from data_pipeline.build import REJECTED_NAME, build_shards
+from data_pipeline import build
 from data_pipeline.errors import DataError
 from data_pipeline.shards import list_splits, open_shards
 from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, load_tokenizer
 
+build_shards = functools.partial(build.build_shards, split="train")
 OPTIONS = {"num_kept_frames": 4, "resize": 32, "max_text_length": 8, "num_workers": 0, "progress": False}
 ROWS = [
     ("a.mp4", "a red circle moves left", "g1"),
@@ -139,7 +141,7 @@ def test_unusable_clips_are_counted_and_listed_with_their_reasons(source, tmp_pa
     assert (report.num_rows, report.num_written, report.num_rejected) == (11, 4, 7)
     assert report.num_truncated_captions == 1
     assert sum(report.rejected_by_reason.values()) == 7
-    lines = [json.loads(line) for line in (tmp_path / "set" / "train" / REJECTED_NAME).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "set" / "train" / build.REJECTED_NAME).read_text().splitlines()]
     assert [(line["video"], line["caption"], line["reason"]) for line in lines] == BROKEN
     assert len(open_shards(tmp_path / "set", "train")) == 4
     assert "11 rows = 4 written + 7 rejected" in report.summary()

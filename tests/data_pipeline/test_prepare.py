@@ -34,8 +34,8 @@ def frames_of(path):
 def test_file_gives_what_shards_and_the_evaluation_loader_give(folder, tmp_path):
     names = [path.name for path in folder.iterdir()]
     (folder / "captions.csv").write_text("video,caption\n" + "".join(f"{name},a clip\n" for name in names))
-    build_shards(folder / "captions.csv", tmp_path / "shards", num_kept_frames=READER.num_kept_frames,
-                 resize=READER.resize, num_workers=0, progress=False)  # fmt: skip
+    build_shards(folder / "captions.csv", tmp_path / "shards", split="train", num_kept_frames=READER.num_kept_frames,
+                 resize=READER.resize, max_text_length=8, num_workers=0, progress=False)  # fmt: skip
     config = DataConfig(shards=str(tmp_path / "shards"))
     sizes = {"num_frames": READER.num_frames, "image_size": READER.image_size}
     (batch,) = eval_batches(config, "train", len(names), **sizes)

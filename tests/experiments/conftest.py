@@ -4,7 +4,7 @@ import pytest
 
 from data_pipeline.build import build_shards
 from data_pipeline.moving_shapes import make_moving_shapes
-from experiments.cli import main
+from experiments.commands.main import main
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def shards(tmp_path_factory):
             split=split,
             num_kept_frames=4,
             resize=32,
+            max_text_length=32,
             num_workers=0,
             progress=False,
         )

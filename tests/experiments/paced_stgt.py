@@ -4,7 +4,7 @@ import sys
 import time
 
 from data_pipeline.loader import TrainLoader
-from experiments.cli import main
+from experiments.commands.main import main
 
 PACE = 0.4  # seconds
 next_batch = TrainLoader.__next__

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from models_for_tests import write_random_run
 from processes import environment, free_port
+from recipe_words import recipe_with
 from small_recipe import SMALL
 
-from experiments.options import apply_options
-from experiments.recipes import get_recipe
 from stgt_jax.run_folder import read_run
 from stgt_jax.train.checkpoint import load_params
 
@@ -28,7 +27,7 @@ OPTIONS = [
     *SMALL, f"--num_steps={STEPS}", "--peak_learning_rate=1e-3", "--graph.dropout=0", "--qformer.dropout=0",
     "--graph.variant=none", "--vision.freeze=true",
 ]  # fmt: skip
-MODEL = apply_options(get_recipe("moving_shapes_stage1"), OPTIONS).model
+MODEL = recipe_with("moving_shapes_stage1", OPTIONS).model
 
 
 class Run:
@@ -41,7 +40,7 @@ class Run:
         code = (
             [str(Path(__file__).with_name("paced_stgt.py"))]
             if paced
-            else ["-c", "from experiments.cli import main; exit(main())"]
+            else ["-c", "from experiments.commands.main import main; exit(main())"]
         )
         command = [sys.executable, *code, "pretrain", "moving_shapes_stage1", "--workdir", str(workdir)]
         command += ["--data.shards", str(shards), "--weights.vision", str(encoder), *OPTIONS, *options]

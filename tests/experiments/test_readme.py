@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 from processes import ROOT, environment
+from recipe_words import recipe_with
 from small_recipe import SMALL
 
 from data_pipeline.moving_shapes import make_moving_shapes
-from experiments.options import apply_options
-from experiments.recipes import get_recipe
 
 STGT = Path(sys.executable).with_name("stgt")
 # What makes a command quick, by how it begins.
@@ -91,7 +90,7 @@ def test_launch_would_run_the_training_that_the_line_says(script):
     training = shlex.join(["pretrain", recipe, *options, "--resume"])
     assert any(shown.startswith(LAUNCHES[script]) and training in shown for shown in done.stdout.splitlines())
     assert options[0] == "--workdir"
-    apply_options(get_recipe(recipe), options[2:])  # raises for one that no recipe has
+    recipe_with(recipe, options[2:])  # raises for one that no recipe has
 
 
 def test_make_test_is_what_ci_runs():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
-from experiments.options import apply_options, replace_options
+from experiments.recipe_fields import replace_fields
 from experiments.recipes import RECIPES, get_recipe
 from stgt_jax.errors import STGTError
 from stgt_jax.losses import stgt_losses
@@ -61,7 +61,7 @@ def test_paper_recipe_has_the_published_sizes():
 
 
 def test_clip_longer_than_the_time_table_is_one_option():
-    recipe = apply_options(get_recipe("paper_stage1"), ["--num_frames=12"])
+    recipe = replace_fields(get_recipe("paper_stage1"), {"model.num_frames": 12})
     params = param_shapes(STGT(recipe.model))
     out = jax.eval_shape(
         lambda params, video: STGT(recipe.model).apply({"params": params}, video, method="encode_video"),
@@ -101,5 +101,5 @@ def test_unknown_recipe_names_the_nearest():
 
 def test_recipe_changed_by_options_is_another_recipe_not_the_same():
     recipe = get_recipe("moving_shapes_stage1")
-    assert replace_options(recipe, {"data.shards": "x"}).data == dataclasses.replace(recipe.data, shards="x")
+    assert replace_fields(recipe, {"data.shards": "x"}).data == dataclasses.replace(recipe.data, shards="x")
     assert recipe.data.shards == DataConfig().shards

@@ -26,7 +26,7 @@ def store(shards):
 
 def stgt(store: FakeGcs, *argv: str) -> subprocess.CompletedProcess[str]:
     """Runs a command in a process of its own: the libraries read the server's address once."""
-    code = "import sys; from experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from experiments.commands.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *argv]
     return subprocess.run(
         command, cwd=ROOT, env=environment() | store.environment, capture_output=True, text=True, check=False

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from experiments.perf.bench.device import Peak, describe_device, measure_peak
 from experiments.perf.bench.graph_attention_figures import FORWARD, PASSES, Row, add_ratios, growth
 from experiments.perf.bench.memory import free_memory, needed_memory
+from experiments.perf.bench.settings import GraphAttentionSettings
 from experiments.perf.bench.timing import time_runs, with_backward
-from stgt_jax.checks import did_you_mean
-from stgt_jax.config import GRAPH_IMPLEMENTATIONS, GraphConfig, GraphImplementation
-from stgt_jax.errors import STGTError
+from stgt_jax.config import GraphConfig, GraphImplementation
 from stgt_jax.flops import graph_attention_flops, graph_block_flops
 from stgt_jax.models.graph_transformer import GraphBlock
 from stgt_jax.ops.graph_attention import graph_attention
@@ -30,40 +29,10 @@ from stgt_jax.ops.platform import target_platform
 SIM_THRESHOLD = 0.1
 # Normal numbers with the mean m have cosine similarities of m^2 / (1 + m^2) on average: about half pass the threshold.
 NODE_MEAN = math.sqrt(SIM_THRESHOLD / (1 - SIM_THRESHOLD))
-DTYPES = ("float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured; the defaults are the published model's sizes, a clip at a time."""
-
-    frames: tuple[int, ...] = (4, 8, 16, 32, 64)
-    implementations: tuple[GraphImplementation, ...] = ()  # empty: dense, banded and the platform's kernel
-    dtype: str = ""  # empty: float32 on CPUs, bfloat16 on accelerators
-    width: int = 1408
-    num_heads: int = 16
-    patches: int = 256
-    batch: int = 1
-    repeats: int = 5
-    seconds_limit: float = 60.0  # a run that takes longer is measured once
-    block: bool = False  # the whole graph block instead of the operation alone
-
-    def __post_init__(self) -> None:
-        for name in ("width", "num_heads", "patches", "batch", "repeats", "seconds_limit"):
-            _check_positive(name, getattr(self, name))
-        for frames in self.frames or (0,):
-            _check_positive("frames", frames)
-        for name in self.implementations:
-            if name not in GRAPH_IMPLEMENTATIONS:
-                raise STGTError(f"unknown implementation '{name}'{did_you_mean(name, GRAPH_IMPLEMENTATIONS)}")
-        if self.dtype and self.dtype not in DTYPES:
-            raise STGTError(f"unknown dtype '{self.dtype}'{did_you_mean(self.dtype, DTYPES)}")
-        if self.width % self.num_heads:
-            raise STGTError(f"--num-heads={self.num_heads} does not divide --width={self.width}")
 
 
 def bench_graph_attention(
-    settings: Settings, *, memory_limit: float | None = None, peak: Peak | None = None
+    settings: GraphAttentionSettings, *, memory_limit: float | None = None, peak: Peak | None = None
 ) -> dict[str, Any]:
     """Measures every implementation at every T, forward and with the backward pass.
 
@@ -100,7 +69,7 @@ def bench_graph_attention(
 class _Case:
     """One function to measure: the operation or the block, of one implementation at one T."""
 
-    settings: Settings
+    settings: GraphAttentionSettings
     dtype: str
     implementation: GraphImplementation
     frames: int
@@ -194,8 +163,3 @@ def _reason(error: Exception) -> str:
 def _default_implementations() -> tuple[GraphImplementation, ...]:
     kernel = KERNELS.get(target_platform())
     return ("dense", "banded", kernel) if kernel else ("dense", "banded")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise STGTError(f"--{name.replace('_', '-')}={value} must be greater than 0")

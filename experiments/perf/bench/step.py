@@ -36,15 +36,13 @@ Figures = dict[str, Any]
 FORWARD, BACKWARD = "forward", "forward + backward"
 
 
-def bench_step(
-    recipe: Recipe, *, repeats: int = 5, text_length: int | None = None, peak: Peak | None = None
-) -> Figures:
+def bench_step(recipe: Recipe, *, repeats: int, text_length: int | None, peak: Peak | None = None) -> Figures:
     """Measures the train step of a recipe and its parts.
 
     Args:
       recipe: its model and training; its data plays no part.
       repeats: runs whose median is taken.
-      text_length: S; by default that of `stgt data build`, or what the model reads if that is less.
+      text_length: S; None for that of `stgt data build`, or what the model reads if that is less.
       peak: of one device; by default measured first.
 
     Returns:

@@ -40,8 +40,8 @@ def compile_recipe(
     recipe: Recipe,
     topology_name: str,
     *,
-    num_slices: int = 1,
-    text_length: int | None = None,
+    num_slices: int,
+    text_length: int | None,
     hbm_limit: float | None = None,
 ) -> Figures:
     """Compiles the train step of a recipe for slices of TPU chips.
@@ -50,7 +50,7 @@ def compile_recipe(
       recipe: its model and training; its data plays no part.
       topology_name: of one slice, as "v5e:16x16".
       num_slices: how many of them, with the data-centre network between.
-      text_length: S; by default that of `stgt data build`, or what the model reads if that is less.
+      text_length: S; None for that of `stgt data build`, or what the model reads if that is less.
       hbm_limit: bytes of memory a device has; by default the chip's.
 
     Returns:

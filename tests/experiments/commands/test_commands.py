@@ -2,13 +2,18 @@
 
 import csv
 import json
+import os
+import pwd
+import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from processes import ROOT, environment
 from small_recipe import SMALL
 
-from experiments.cli import main
+from experiments.commands.main import main
 
 PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
 
@@ -21,30 +26,35 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         ([*PRETRAIN, "--learning_speed", "3"], "unknown option --learning_speed"),
         ([*PRETRAIN, "--train.num_step", "3"], "unknown option --train.num_step; did you mean '--train.num_steps'?"),
         ([*PRETRAIN, "--dropout", "0"], "--dropout could be --model.graph.dropout or --model.qformer.dropout"),
-        ([*PRETRAIN, "--resme"], "option --resme needs a value"),
+        ([*PRETRAIN, "--resme"], "unknown option --resme; did you mean '--resume'?"),
         ([*PRETRAIN, "--workdri", "x"], "unknown option --workdri; did you mean '--workdir'?"),
         ([*PRETRAIN, "--vision.num_heads", "5"], "vision.num_heads=5 does not divide vision width 96; use 4, for"),
         ([*PRETRAIN, "--qformer.num_heads", "7"], "qformer.num_heads=7 does not divide qformer width 96; use"),
         ([*PRETRAIN, "--num_frames", "0"], "model.num_frames=0 must be greater than 0"),
         ([*PRETRAIN, "--time_embed_rows", "0"], "graph.time_embed_rows=0 must be greater than 0"),
-        ([*PRETRAIN, "--variant", "unweigthed"], "graph.variant='unweigthed' is not a choice; did you mean 'unw"),
-        ([*PRETRAIN, "--train_frame_sampling=head"], "data.train_frame_sampling='head' is not a choice; did you mean"),
+        ([*PRETRAIN, "--variant", "unweigthed"], "expected full|unweighted|none but got 'unweigthed'; did you"),
+        ([*PRETRAIN, "--train_frame_sampling=head"], "expected headtail|uniform but got 'head'; did you mean"),
         ([*PRETRAIN, "--vision.image_size=60"], "vision.image_size=60 is not a multiple of vision.patch_size=16"),
         (PRETRAIN, "data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR"),
         ([*PRETRAIN, "--data.shards", "no/such"], "no shard set in 'no/such': build one with `stgt data build`"),
-        ([*PRETRAIN, "--profile-steps", "10"], "argument --profile-steps: '10' is not the first and the last of some"),
-        ([*PRETRAIN, "--profile-steps", "15:10"], "argument --profile-steps: '15:10' is not"),
-        ([*PRETRAIN, "--profile-steps", "0:3"], "argument --profile-steps: '0:3' is not"),
-        ([*PRETRAIN, "--profile-steps=a:b"], "argument --profile-steps: 'a:b' is not"),
-        ([*PRETRAIN, "--profile_steps=1:2"], "unknown option --profile_steps; did you mean '--profile-steps'?"),
+        ([*PRETRAIN, "--profile-steps", "10"], "--profile-steps=10 is not FIRST:LAST with 1 <= FIRST <= LAST"),
+        ([*PRETRAIN, "--profile-steps", "15:10"], "--profile-steps=15:10 is not"),
+        ([*PRETRAIN, "--profile-steps", "0:3"], "--profile-steps=0:3 is not"),
+        ([*PRETRAIN, "--profile-steps=a:b"], "--profile-steps=a:b is not"),
+        ([*PRETRAIN, "--profile_steps=2:1"], "--profile-steps=2:1 is not"),
         (["pretrain", "paper_stage2", "--workdir", "x"], "starts from the weights of an earlier stage: give its"),
         (["pretrain", "paper_stage1", "--workdir", "x"], "give a run or checkpoint with a trained one,"),
-        ([*PRETRAIN, "--vision.freeze=true"], "vision.freeze=true would keep an encoder of random weights: give the"),
+        ([*PRETRAIN, "--vision.freeze=true"], "vision.freeze=true would keep an encoder of random weights: give a"),
         (["pretrain", "paper_stage1"], "the following arguments are required: --workdir; see `stgt pretrain --help`"),
-        (["pretrian"], "argument COMMAND: invalid choice: 'pretrian'"),
-        ([], "the following arguments are required: COMMAND; see `stgt --help`"),
-        (["data", "make", "--out", "x", "--num-trian=3"], "unknown argument --num-trian; did you mean '--num-train'?"),
-        (["data", "make", "--out", "x", "--num-train", "ten"], "argument --num-train: invalid int value: 'ten'"),
+        (["pretrian"], "unknown command 'pretrian'; did you mean 'pretrain'?"),
+        (["bnech", "step"], "unknown command 'bnech'; did you mean 'bench step'?"),
+        (["x"], "unknown command 'x'; known: "),
+        (["data", "mkae"], "unknown command 'data mkae'; did you mean 'data make'?"),
+        (["data"], "name a command: data make, data build; see `stgt --help`"),
+        ([], "name a command: demo, data make, "),
+        (["recipes", "--json=x"], "unknown option --json"),
+        (["data", "make", "--out", "x", "--num-trian=3"], "unknown option --num-trian; did you mean '--num-train'?"),
+        (["data", "make", "--out", "x", "--num-train", "ten"], "argument --num-train: expected int but got 'ten'"),
         (["data", "build", "no/such.csv", "--out", "x"], "no caption file 'no/such.csv'"),
         (["eval", "retrieval", "--checkpoint", "no/such", "--shards", "x"], "no/such"),
         (["report", "--workdir", "no/such"], "'no/such' is no finished demo"),
@@ -77,19 +87,79 @@ def test_more_frames_than_the_shards_keep_are_refused(error_of, shards, tmp_path
     )
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["pretrain", "--help"], ["data", "build", "--help"], ["recipes"]])
-def test_help_needs_no_heavy_import(argv):
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["data", "make", "--out"],
+        ["data", "build", "captions.csv", "--out"],
+        [*PRETRAIN[:2], "--workdir"],
+        ["demo", "--workdir"],
+        ["ablate", "--shards", "x", "--workdir"],
+        ["report", "--workdir"],
+    ],
+)
+def test_folder_to_write_that_is_a_file_is_refused(error_of, tmp_path, argv):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/run"):
+        assert f"'{tmp_path}/file' is a file; name a folder" in error_of(*argv, tmp_path / place)
+
+
+def test_json_that_cannot_be_written_is_refused_before_the_work(error_of, tmp_path):
+    line = error_of("data", "make", "--out", tmp_path / "clips", "--json", tmp_path)
+    assert f"argument --json: '{tmp_path}' is a folder; name a file" in line and not (tmp_path / "clips").exists()
+
+
+def python(code: str, *argv: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Runs `code` in a process of its own, with `main` and `COMMANDS` at hand."""
+    code = f"import sys\nfrom experiments.commands.main import COMMANDS, main\n{code}"
+    settings = {"capture_output": True, "text": True} | settings
+    return subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, env=environment(), check=False, **settings)
+
+
+def test_help_needs_no_slow_import():
     code = """
-import sys
-from experiments.cli import main
-try:
-    main(sys.argv[1:])
-finally:
-    heavy = {"jax", "grain", "tensorflow_datasets"} & set(sys.modules)
-    assert not heavy, heavy
+import time
+assert main(["--help"]) == 0 and time.process_time() < 0.5
+for name in ("data", *COMMANDS):
+    assert main([*name.split(), "--help"]) == 0
+assert main(["recipes"]) == main(["recipes", "paper_stage1"]) == 0
+slow = {"jax", "grain", "tensorflow_datasets"} & set(sys.modules)
+assert not slow, slow
 """
-    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout and not done.stderr
+    done = python(code)
+    assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["recipes", "paper_stage1"]])
+def test_output_that_nobody_reads_any_more_ends_quietly(argv):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = python("sys.exit(main())", *argv, capture_output=False, stdout=write_end, stderr=subprocess.PIPE)
+    os.close(write_end)
+    assert done.returncode == 128 + signal.SIGPIPE and not done.stderr
+
+
+def test_log_line_appears_once_though_the_root_logger_has_a_handler():
+    code = """
+import logging
+from experiments.commands.recipes import Recipes
+Recipes.run = lambda self: logging.getLogger("stgt_jax.models").info("a line of the log")
+logging.basicConfig()  # as an import of Orbax does
+sys.exit(main(["recipes"]))
+"""
+    done = python(code)
+    assert done.returncode == 0 and done.stderr == "a line of the log\n"
+
+
+def test_user_without_a_home_folder_has_no_compilation_cache(monkeypatch, capsys):
+    def unknown(user_id):
+        raise KeyError(user_id)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["recipes"]) == 0 and "paper_stage1" in capsys.readouterr().out
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
 def test_data_commands_make_shards_and_report_their_counts(tmp_path, capsys):

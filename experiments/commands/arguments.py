@@ -1,0 +1,116 @@
+"""Reads a command line into a command: a frozen dataclass whose fields are the options and whose `run` does the work.
+
+The docstring is the help of the command, the comment beside a field that of its option. Fields before `KW_ONLY` are
+positional arguments. A field `fields: RecipeFields` adds an option for every field of a recipe. Options may be written
+with `-` or `_`, and a recipe's field by any ending of its name that no other one has.
+"""
+
+import argparse
+import dataclasses
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn, Protocol
+
+from experiments.commands.values import Figures, File, RecipeFields, format_value, read_value, type_name
+from experiments.recipe_fields import field_comments, field_types
+from experiments.recipes import Recipe
+from stgt_jax.checks import closest
+from stgt_jax.errors import STGTError
+
+HELP = ("-h", "--help")
+RECIPE_HELP = (
+    "Every field of a recipe is an option too: --train.num_steps 100, or --num_steps 100, as no other field ends so."
+    " `stgt recipes RECIPE` lists them."
+)
+
+
+class Command(Protocol):
+    """A dataclass that can run."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def run(self) -> Figures | None:
+        """Does the work, prints the outcome, and returns the figures that `--json` writes."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Argparse with the options of a command. A mistake raises STGTError with one line."""
+
+    def __init__(self, command: type[Command], prog: str) -> None:
+        super().__init__(prog=prog, description=inspect.getdoc(command), allow_abbrev=False)
+        self.command, self.kinds = command, dict[str, Any]()
+        kinds, comments = field_types(command), field_comments(command)
+        for field in dataclasses.fields(command):
+            name, kind, comment = field.name, kinds[field.name], comments[field.name].replace("%", "%%")
+            required = field.default is dataclasses.MISSING
+            if required and field.kw_only:
+                comment += " (required)"
+            elif not required and field.default not in (None, "", ()) and field.default is not False:
+                comment += f" (default: {format_value(field.default)})"
+            if kind is RecipeFields:
+                self.epilog = RECIPE_HELP
+                for recipe_field, recipe_kind in field_types(Recipe).items():
+                    self._add_option(recipe_field, recipe_kind, argparse.SUPPRESS)
+            elif field.kw_only:
+                self._add_option(name, kind, comment, required)
+            else:
+                nargs = None if required else "?"
+                self.add_argument(name, metavar=name.upper(), nargs=nargs, default=argparse.SUPPRESS, help=comment)
+        if inspect.signature(command.run).return_annotation is not None:
+            self._add_option("json", File, "also write the figures to this file")
+
+    def _add_option(self, name: str, kind: Any, help: str, required: bool = False) -> None:
+        self.kinds[name] = kind
+        read, nargs = functools.partial(read_value, kind), "?" if kind is bool else None
+        self.add_argument(_flag(name), dest=name, type=read, nargs=nargs, metavar=type_name(kind),
+                          default=argparse.SUPPRESS, required=required, help=help)  # fmt: skip
+
+    def read(self, words: Sequence[str]) -> tuple[Command, str | None]:
+        """Returns the command that the words of the command line describe, and the value of `--json`."""
+        values = vars(self.parse_args(self._with_full_names(words)))
+        json = values.pop("json", None)
+        if self.epilog:
+            values["fields"] = {name: values.pop(name) for name in field_types(Recipe) if name in values}
+        return self.command(**values), json
+
+    def error(self, message: str) -> NoReturn:
+        raise STGTError(message if message.endswith("?") else f"{message}; see `{self.prog} --help`")
+
+    def _with_full_names(self, words: Sequence[str]) -> list[str]:
+        """Writes every option as `--full-name=value`, so that a value may begin with a dash."""
+        rest, written = list(words), []
+        while rest:
+            word = rest.pop(0)
+            if not word.startswith("--"):
+                written.append(word)
+                continue
+            flag, equals, text = word.partition("=")
+            name = self._full_name(flag)
+            if not equals and self.kinds[name] is bool:
+                text = rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "true"
+            elif not equals:
+                if not rest or rest[0].startswith("--"):
+                    raise STGTError(f"option {flag} needs a value; write {flag}=VALUE")
+                text = rest.pop(0)
+            written.append(f"{_flag(name)}={text}")
+        return written
+
+    def _full_name(self, flag: str) -> str:
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in self.kinds:
+            return name
+        found = [full for full in self.kinds if full.endswith(f".{name}")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise STGTError(f"option {flag} could be {' or '.join(map(_flag, found))}; write one of them")
+        # The last part of each name is compared too: a misspelt ending is far from every full name.
+        near = closest(name, [*self.kinds, *(full.rpartition(".")[2] for full in self.kinds)])
+        meant = _flag(near) if near in self.kinds else f"--{near}"
+        self.error(f"unknown option {flag}" + (f"; did you mean '{meant}'?" if near else ""))
+
+
+def _flag(name: str) -> str:
+    """The option of a name: with `-`, but a recipe's field as it is written in Python."""
+    return f"--{name if '.' in name else name.replace('_', '-')}"

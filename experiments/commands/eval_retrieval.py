@@ -1,0 +1,35 @@
+"""`stgt eval retrieval`."""
+
+from dataclasses import KW_ONLY, dataclass
+
+from experiments.commands.values import Figures
+
+
+@dataclass(frozen=True)
+class EvalRetrieval:
+    """Measure retrieval of videos by text and of texts by video, with and without re-ranking."""
+
+    _: KW_ONLY
+    checkpoint: str  # folder of a training (its newest checkpoint counts), or of one checkpoint
+    shards: str  # folder of the shard set, from `stgt data build`
+    split: str = "test"  # split to measure on
+    k_test: int = 32  # candidates of each query that are re-ranked by matching
+    encode_batch_size: int = 32  # clips encoded at a time
+    shuffle_frames: bool = False  # put the frames of every clip out of order, to see if the model uses their order
+
+    def run(self) -> Figures:
+        """Prints the recalls, and how often captions are told from those with the reverse time order."""
+        from experiments.evaluate import retrieval
+        from stgt_jax.eval.retrieval import format_table, format_time_order
+
+        result = retrieval(
+            self.checkpoint,
+            self.shards,
+            split=self.split,
+            k_test=self.k_test,
+            batch_size=self.encode_batch_size,
+            shuffle_frames=self.shuffle_frames,
+        )
+        print(format_table(result))
+        print(format_time_order({"frames shuffled" if self.shuffle_frames else "frames in order": result}))
+        return result.to_dict()

@@ -1,0 +1,126 @@
+"""The entry point of `stgt`: finds the command, runs it, and turns what ended it into one line and an exit status.
+
+Statuses: 0 done, or a training stopped as asked; 2 a mistake that the user can correct; 130 interrupted; 141 whatever
+read the output has closed it. What is slow to import (jax, grain, tensorflow_datasets) each command imports in its
+`run`, so that `--help` and a refused option are quick.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from experiments.commands.ablate import Ablate
+from experiments.commands.arguments import HELP, Command, CommandParser
+from experiments.commands.bench_graph_attention import BenchGraphAttention
+from experiments.commands.bench_step import BenchStep
+from experiments.commands.compile import Compile
+from experiments.commands.data_build import DataBuild
+from experiments.commands.data_make import DataMake
+from experiments.commands.demo import Demo
+from experiments.commands.eval_retrieval import EvalRetrieval
+from experiments.commands.pretrain import Pretrain
+from experiments.commands.recipes import Recipes
+from experiments.commands.report import Report
+from stgt_jax.checks import did_you_mean
+from stgt_jax.errors import Preempted, STGTError
+
+COMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "data make": DataMake,
+    "data build": DataBuild,
+    "pretrain": Pretrain,
+    "eval retrieval": EvalRetrieval,
+    "ablate": Ablate,
+    "report": Report,
+    "recipes": Recipes,
+    "bench graph-attention": BenchGraphAttention,
+    "bench step": BenchStep,
+    "compile": Compile,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one `stgt` command; returns its exit status."""
+    # What one command compiled the next one loads: a resumed stage, the arms of an ablation. Without a home folder
+    # there is no place to keep it, and each compiles for itself.
+    with contextlib.suppress(RuntimeError):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "stgt_jax"))
+    try:
+        with _log_lines_on_standard_error():
+            _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except Preempted as stop:
+        print(f"stgt: {stop}", file=sys.stderr)
+    except STGTError as error:
+        print("stgt: error:", *str(error).splitlines(), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stgt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        # At exit Python writes what is left in its buffers, which would fail again.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        return 141
+    return 0
+
+
+def _run(words: Sequence[str]) -> None:
+    """Runs the command that the first word names or, in a group such as `data`, the first two."""
+    group = f"{words[0]} " if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
+    names, rest = [name for name in COMMANDS if name.startswith(group)], words[1:] if group else words
+    if not rest:
+        raise STGTError(f"name a command: {', '.join(names)}; see `stgt --help`")
+    if rest[0] in HELP:
+        print(_overview(names))
+        return
+    name = group + rest[0].replace("_", "-")
+    if name not in COMMANDS:
+        raise STGTError(f"unknown command '{name}'{did_you_mean(name, names)}")
+    parser = CommandParser(COMMANDS[name], f"stgt {name}")
+    if any(word in HELP for word in rest):
+        parser.print_help()
+        return
+    command, json = parser.read(rest[1:])
+    figures = command.run()
+    if json and figures is not None:
+        from experiments.steps import write_json
+
+        write_json(json, figures)
+
+
+def _overview(names: Iterable[str]) -> str:
+    lines = [f"  {name:<23}{(COMMANDS[name].__doc__ or '').splitlines()[0]}" for name in names]
+    head = ["usage: stgt COMMAND ...", "", "Video-language alignment with a spatio-temporal graph transformer.", ""]
+    return "\n".join([*head, *lines, "", "`stgt COMMAND --help` lists a command's options. Start with `stgt demo`."])
+
+
+@contextlib.contextmanager
+def _log_lines_on_standard_error() -> Iterator[None]:
+    """Shows what the package logs, such as which kernel runs: each line once."""
+    logger, handler = logging.getLogger("stgt_jax"), logging.StreamHandler()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # importing Orbax gives the root logger a handler, which would write every line again
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _output_is_closed() -> bool:
+    """Whether the other end of standard output or error is closed, as by `| head -1` after a line."""
+    poll = select.poll()
+    poll.register(1, 0)
+    poll.register(2, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

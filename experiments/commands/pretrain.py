@@ -1,0 +1,55 @@
+"""`stgt pretrain`."""
+
+import re
+from dataclasses import KW_ONLY, dataclass
+
+from experiments.commands.values import Figures, Folder, RecipeFields
+from experiments.recipe_fields import replace_fields
+from experiments.recipes import get_recipe
+from stgt_jax.errors import STGTError
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train one stage.
+
+    The second stage starts from the weights of the first: --weights.initial DIR, the workdir of the first. Several
+    processes train together if each is started with the same command. SLURM's srun, Open MPI and Cloud TPU slices tell
+    each process its place; elsewhere give each --coordinator, --num-processes and --process-id.
+    """
+
+    recipe: str  # name of the recipe; `stgt recipes` lists them
+    _: KW_ONLY
+    workdir: Folder  # folder for checkpoints, metrics and logs
+    resume: bool = False  # continue from the newest checkpoint in the workdir, if there is one
+    profile_steps: str = ""  # FIRST:LAST, trace these steps for TensorBoard's profiler; a start's first step compiles
+    coordinator: str = ""  # HOST:PORT of process 0, a port that is free there
+    num_processes: int | None = None  # number of processes
+    process_id: int | None = None  # of this process, from 0
+    heartbeat_timeout: int = 60  # seconds after which a silent process counts as lost, and the others end
+    fields: RecipeFields
+
+    def run(self) -> Figures | None:
+        """Prints the last losses and scores; on process 0 alone."""
+        steps = _step_range(self.profile_steps) if self.profile_steps else None
+        recipe = replace_fields(get_recipe(self.recipe), self.fields)
+        import jax
+
+        from stgt_jax.distributed import joined
+
+        place = self.coordinator, self.num_processes, self.process_id
+        with joined(*place, heartbeat_timeout=self.heartbeat_timeout):
+            from experiments.pretrain import pretrain
+
+            figures = pretrain(recipe, self.workdir, resume=self.resume, profile_steps=steps)
+            if jax.process_index() > 0:
+                return None
+        print("\n".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        return figures
+
+
+def _step_range(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise STGTError(f"--profile-steps={text} is not FIRST:LAST with 1 <= FIRST <= LAST, such as 10:15")
+    return int(found[1]), int(found[2])

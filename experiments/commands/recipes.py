@@ -1,0 +1,28 @@
+"""`stgt recipes`."""
+
+from dataclasses import dataclass
+
+from experiments.commands.values import format_value, type_name
+from experiments.recipe_fields import field_comments, field_types, list_fields
+from experiments.recipes import RECIPES, get_recipe
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes, or the fields of one: value, type and meaning."""
+
+    recipe: str = ""  # name of a recipe
+
+    def run(self) -> None:
+        """Prints a line for each."""
+        rows = [[name, (make.__doc__ or "").splitlines()[0]] for name, make in RECIPES.items()]
+        if self.recipe:
+            recipe = get_recipe(self.recipe)
+            types, comments = field_types(type(recipe)), field_comments(type(recipe))
+            rows = [
+                [f"--{name} {format_value(value)}", type_name(types[name]), comments[name]]
+                for name, value in list_fields(recipe).items()
+            ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

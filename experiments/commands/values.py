@@ -1,0 +1,89 @@
+"""The types of a command's fields, and their values as text: how the command line shows, reads and checks them."""
+
+import argparse
+import contextlib
+import math
+import os
+import types
+import typing
+from typing import Any, Literal, NewType
+
+from stgt_jax.checks import did_you_mean, literal_choices
+
+Figures = dict[str, Any]  # what a command measured
+RecipeFields = NewType("RecipeFields", dict[str, Any])  # full name -> new value, for `replace_fields`
+Folder = NewType("Folder", str)  # a folder to write to
+File = NewType("File", str)  # a file to write
+
+WORDS: dict[Any, dict[str, Any]] = {bool: {"true": True, "false": False}, types.NoneType: {"none": None}}
+
+
+def type_name(kind: Any) -> str:
+    """Returns how a type is shown: `int`, `true|false`, `int|auto`, `float,float`, `int,...`."""
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return "|".join(parts)
+    if typing.get_origin(kind) is tuple:
+        return ",".join(map(type_name, parts))
+    if parts:
+        return "|".join(type_name(part) for part in parts if part is not types.NoneType)
+    return {bool: "true|false", ...: "..."}.get(kind) or kind.__name__.lower()
+
+
+def format_value(value: Any) -> str:
+    """Returns a value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(format_value, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def read_value(kind: Any, text: str) -> Any:
+    """Returns the value of the type `kind` that `text` stands for.
+
+    Raises:
+      argparse.ArgumentTypeError: it stands for none, or for a file or folder that cannot be written.
+    """
+    try:
+        return _value(kind, text)
+    except (ValueError, KeyError):
+        choices = literal_choices(kind)
+        hint = did_you_mean(text, choices) if choices else ""
+        raise argparse.ArgumentTypeError(f"expected {type_name(kind)} but got '{text}'{hint}") from None
+
+
+def _value(kind: Any, text: str) -> Any:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if kind in WORDS:
+        return WORDS[kind][text.lower()]
+    if origin is Literal:
+        return {choice: choice for choice in parts}[text]
+    if origin is tuple:
+        texts = [part for part in text.strip("()").split(",") if part]
+        kinds = parts[:1] * len(texts) if parts[-1] is ... else parts
+        return tuple(read_value(part, text) for part, text in zip(kinds, texts, strict=True))
+    if parts:  # of a union: the first type that the text fits, and any text fits str
+        for part in sorted(parts, key=lambda part: part is str):
+            with contextlib.suppress(ValueError, KeyError):
+                return _value(part, text)
+        raise ValueError
+    if kind in (Folder, File):
+        _check_writable(text, kind)
+    value = kind(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
+    return value
+
+
+def _check_writable(path: str, kind: Any) -> None:
+    """Refuses what cannot be written before any work is done for it. A bucket is asked later, by the command."""
+    if "://" in path:
+        return
+    if kind is File and os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"'{path}' is a folder; name a file")
+    folder = os.path.abspath(path if kind is Folder else os.path.dirname(path))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise argparse.ArgumentTypeError(f"'{folder}' is a file; name a folder")
+    if not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"'{folder}' cannot be written to; name another folder")

@@ -1,0 +1,69 @@
+"""The fields of a recipe by their full names, such as `train.optimizer.warmup_steps`: listed, described and replaced.
+
+Everything works on any frozen dataclass. A field that holds a dataclass stands for the fields of that one.
+"""
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+def list_fields(config: object, prefix: str = "") -> dict[str, Any]:
+    """Returns the value of every field of a dataclass by its full name."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        name, value = prefix + field.name, getattr(config, field.name)
+        values |= list_fields(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return values
+
+
+def field_types(config: type) -> dict[str, Any]:
+    """Returns the annotated type of every field of a dataclass by its full name."""
+    return _by_full_name(config, typing.get_type_hints)
+
+
+def field_comments(config: type) -> dict[str, str]:
+    """Returns the comment beside or above every field of a dataclass, in its source, by its full name."""
+    return _by_full_name(config, _comments)
+
+
+def _by_full_name(config: type, describe: Callable[[type], Mapping[str, Any]], prefix: str = "") -> dict[str, Any]:
+    """What `describe` tells of each field, by name, of `config` and of the dataclasses that its fields hold."""
+    types, own = typing.get_type_hints(config), describe(config)
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        name, kind = prefix + field.name, types[field.name]
+        nested = dataclasses.is_dataclass(kind)
+        found |= _by_full_name(kind, describe, f"{name}.") if nested else {name: own.get(field.name, "")}
+    return found
+
+
+def _comments(config: type) -> dict[str, str]:
+    comments: dict[str, str] = {}
+    above: list[str] = []
+    classes = filter(dataclasses.is_dataclass, reversed(config.__mro__))
+    for line in "".join(map(inspect.getsource, classes)).splitlines():
+        if field := re.match(r" +(\w+): [^#]*(?:# (.*))?$", line):
+            comments[field[1]] = " ".join([*above, field[2] or ""]).strip()
+        above = [*above, line.strip("# ")] if re.match(" +# ", line) else []
+    return comments
+
+
+def replace_fields(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Returns `config` with the values of `changes` in the fields that they name.
+
+    Each dataclass is built once, with all its changes: its checks see the final values only.
+
+    Raises:
+      STGTError: a dataclass refuses its new values.
+    """
+    direct = {name: value for name, value in changes.items() if "." not in name}
+    for head in {name.partition(".")[0] for name in changes if "." in name}:
+        inner = {name.partition(".")[2]: value for name, value in changes.items() if name.startswith(f"{head}.")}
+        direct[head] = replace_fields(getattr(config, head), inner)
+    return dataclasses.replace(config, **direct)  # type: ignore[type-var]
