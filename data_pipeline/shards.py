@@ -125,8 +125,8 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
         path = folder / name
         if name not in present:
             raise DataError(f"missing shard file '{path}': {rebuild}")
-        # A bucket's objects are whole or not there.
-        if not in_bucket(path) and (found := path.stat().length) != size:
+        # A bucket's objects are whole or not there. epath's stat() fails for an owner without a name.
+        if not in_bucket(path) and (found := os.path.getsize(path)) != size:
             raise DataError(f"truncated shard file '{path}': {found} bytes, not {size}; {rebuild}")
     if not (shards / VOCAB_NAME).is_file():
         raise DataError(f"missing vocabulary '{shards / VOCAB_NAME}': rebuild the shard set")

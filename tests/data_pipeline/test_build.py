@@ -2,6 +2,7 @@ import csv
 import functools
 import json
 import pickle
+import pwd
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,14 @@ def test_source_survives_pickling_and_knows_its_ends(shards):
     assert_same_records(records, pickle.loads(pickle.dumps(records)))
     with pytest.raises(IndexError):
         records[4]
+
+
+def test_shard_set_whose_owner_has_no_name_is_read(shards, monkeypatch):
+    def unknown(user_id):
+        raise KeyError(user_id)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert len(open_shards(shards, "train")) == 4
 
 
 def test_missing_shard_set_or_split_is_an_error(shards, tmp_path):
