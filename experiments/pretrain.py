@@ -125,7 +125,7 @@ def stage_recipe(name: str, fields: Mapping[str, Any], fixed: Mapping[str, Any])
     """
     for field in fixed.keys() & fields.keys():
         raise STGTError(f"--{field} is set by this command itself; leave it out, or use `stgt pretrain`")
-    stage = replace_fields(get_recipe(name), {**fields, **fixed})
+    stage = get_recipe(name, {**fields, **fixed})
     check_weights(stage.weights, stage.model, needs_initial=stage.needs_initial_weights)
     return stage
 

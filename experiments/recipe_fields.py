@@ -7,10 +7,17 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 Config = TypeVar("Config")
+
+
+class FieldText(NamedTuple):
+    """What the source says of a field."""
+
+    kind: Any  # the annotated type
+    comment: str  # beside the field or above it
 
 
 def list_fields(config: object, prefix: str = "") -> dict[str, Any]:
@@ -22,24 +29,14 @@ def list_fields(config: object, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def field_types(config: type) -> dict[str, Any]:
-    """Returns the annotated type of every field of a dataclass by its full name."""
-    return _by_full_name(config, typing.get_type_hints)
-
-
-def field_comments(config: type) -> dict[str, str]:
-    """Returns the comment beside or above every field of a dataclass, in its source, by its full name."""
-    return _by_full_name(config, _comments)
-
-
-def _by_full_name(config: type, describe: Callable[[type], Mapping[str, Any]], prefix: str = "") -> dict[str, Any]:
-    """What `describe` tells of each field, by name, of `config` and of the dataclasses that its fields hold."""
-    types, own = typing.get_type_hints(config), describe(config)
-    found: dict[str, Any] = {}
+def describe_fields(config: type, prefix: str = "") -> dict[str, FieldText]:
+    """Returns the type and the comment of every field of a dataclass by its full name."""
+    kinds, comments = typing.get_type_hints(config), _comments(config)
+    found: dict[str, FieldText] = {}
     for field in dataclasses.fields(config):
-        name, kind = prefix + field.name, types[field.name]
+        name, kind = prefix + field.name, kinds[field.name]
         nested = dataclasses.is_dataclass(kind)
-        found |= _by_full_name(kind, describe, f"{name}.") if nested else {name: own.get(field.name, "")}
+        found |= describe_fields(kind, f"{name}.") if nested else {name: FieldText(kind, comments.get(field.name, ""))}
     return found
 
 

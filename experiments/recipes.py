@@ -5,10 +5,12 @@ The command line changes single fields (`experiments.recipe_fields`).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_pipeline.config import DataConfig
+from experiments.recipe_fields import replace_fields
 from stgt_jax.checks import did_you_mean
 from stgt_jax.config import (
     GraphConfig,
@@ -115,12 +117,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def get_recipe(name: str) -> Recipe:
-    """Returns the recipe with this name.
+def get_recipe(name: str, fields: Mapping[str, Any] | None = None) -> Recipe:
+    """Returns the recipe with this name, with other values in `fields`, given by their full names.
 
     Raises:
-      STGTError: there is none; the message names the closest.
+      STGTError: there is none, and the message names the closest; or the recipe refuses a value.
     """
     if name not in RECIPES:
         raise STGTError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}")
-    return RECIPES[name]()
+    return replace_fields(RECIPES[name](), fields or {})

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from experiments.commands.arguments import CommandParser
 from experiments.commands.bench_step import BenchStep
-from experiments.recipe_fields import replace_fields
 from experiments.recipes import Recipe, get_recipe
 
 
@@ -12,4 +11,4 @@ def recipe_with(name: str, options: Sequence[str]) -> Recipe:
     """Returns the named recipe with `options`, words such as "--num_steps=2"."""
     command, _ = CommandParser(BenchStep, "stgt bench step").read([name, *options])
     assert isinstance(command, BenchStep)
-    return replace_fields(get_recipe(name), command.fields)
+    return get_recipe(name, command.fields)

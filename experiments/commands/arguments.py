@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn, Protocol
 
 from experiments.commands.values import Figures, File, RecipeFields, format_value, read_value, type_name
-from experiments.recipe_fields import field_comments, field_types
+from experiments.recipe_fields import describe_fields
 from experiments.recipes import Recipe
 from stgt_jax.checks import closest
 from stgt_jax.errors import STGTError
@@ -40,9 +40,9 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, command: type[Command], prog: str) -> None:
         super().__init__(prog=prog, description=inspect.getdoc(command), allow_abbrev=False)
         self.command, self.kinds = command, dict[str, Any]()
-        kinds, comments = field_types(command), field_comments(command)
+        described = describe_fields(command)
         for field in dataclasses.fields(command):
-            name, kind, comment = field.name, kinds[field.name], comments[field.name].replace("%", "%%")
+            name, (kind, comment) = field.name, described[field.name]
             required = field.default is dataclasses.MISSING
             if required and field.kw_only:
                 comment += " (required)"
@@ -50,10 +50,10 @@ class CommandParser(argparse.ArgumentParser):
                 comment += f" (default: {format_value(field.default)})"
             if kind is RecipeFields:
                 self.epilog = RECIPE_HELP
-                for recipe_field, recipe_kind in field_types(Recipe).items():
-                    self._add_option(recipe_field, recipe_kind, argparse.SUPPRESS)
+                for full_name, of_recipe in describe_fields(Recipe).items():
+                    self._add_option(full_name, of_recipe.kind, argparse.SUPPRESS)
             elif field.kw_only:
-                self._add_option(name, kind, comment, required)
+                self._add_option(name, kind, comment.replace("%", "%%"), required)
             else:
                 nargs = None if required else "?"
                 self.add_argument(name, metavar=name.upper(), nargs=nargs, default=argparse.SUPPRESS, help=comment)
@@ -70,8 +70,9 @@ class CommandParser(argparse.ArgumentParser):
         """Returns the command that the words of the command line describe, and the value of `--json`."""
         values = vars(self.parse_args(self._with_full_names(words)))
         json = values.pop("json", None)
-        if self.epilog:
-            values["fields"] = {name: values.pop(name) for name in field_types(Recipe) if name in values}
+        own = self.command.__dataclass_fields__
+        if "fields" in own:
+            values["fields"] = {name: values.pop(name) for name in [*values] if name not in own}
         return self.command(**values), json
 
     def error(self, message: str) -> NoReturn:

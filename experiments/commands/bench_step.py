@@ -3,7 +3,6 @@
 from dataclasses import KW_ONLY, dataclass
 
 from experiments.commands.values import Figures, RecipeFields
-from experiments.recipe_fields import replace_fields
 from experiments.recipes import get_recipe
 
 
@@ -19,7 +18,7 @@ class BenchStep:
 
     def run(self) -> Figures:
         """Prints the table."""
-        recipe = replace_fields(get_recipe(self.recipe), self.fields)
+        recipe = get_recipe(self.recipe, self.fields)
         from experiments.perf.bench.step import bench_step, format_figures
 
         figures = bench_step(recipe, repeats=self.repeats, text_length=self.text_length)

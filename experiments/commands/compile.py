@@ -4,7 +4,6 @@ import os
 from dataclasses import KW_ONLY, dataclass
 
 from experiments.commands.values import Figures, RecipeFields
-from experiments.recipe_fields import replace_fields
 from experiments.recipes import get_recipe
 
 
@@ -24,7 +23,7 @@ class Compile:
 
     def run(self) -> Figures:
         """Prints the figures."""
-        recipe = replace_fields(get_recipe(self.recipe), self.fields)
+        recipe = get_recipe(self.recipe, self.fields)
         # Read by jax when it is imported. Nothing runs, so no accelerator need be taken; and without one, a program for
         # it cannot be read back from the cache.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")

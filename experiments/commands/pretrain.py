@@ -4,7 +4,6 @@ import re
 from dataclasses import KW_ONLY, dataclass
 
 from experiments.commands.values import Figures, Folder, RecipeFields
-from experiments.recipe_fields import replace_fields
 from experiments.recipes import get_recipe
 from stgt_jax.errors import STGTError
 
@@ -32,7 +31,7 @@ class Pretrain:
     def run(self) -> Figures | None:
         """Prints the last losses and scores; on process 0 alone."""
         steps = _step_range(self.profile_steps) if self.profile_steps else None
-        recipe = replace_fields(get_recipe(self.recipe), self.fields)
+        recipe = get_recipe(self.recipe, self.fields)
         import jax
 
         from stgt_jax.distributed import joined

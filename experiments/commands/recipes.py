@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from experiments.commands.values import format_value, type_name
-from experiments.recipe_fields import field_comments, field_types, list_fields
+from experiments.recipe_fields import describe_fields, list_fields
 from experiments.recipes import RECIPES, get_recipe
 
 
@@ -18,10 +18,10 @@ class Recipes:
         rows = [[name, (make.__doc__ or "").splitlines()[0]] for name, make in RECIPES.items()]
         if self.recipe:
             recipe = get_recipe(self.recipe)
-            types, comments = field_types(type(recipe)), field_comments(type(recipe))
+            described, values = describe_fields(type(recipe)), list_fields(recipe)
             rows = [
-                [f"--{name} {format_value(value)}", type_name(types[name]), comments[name]]
-                for name, value in list_fields(recipe).items()
+                [f"--{name} {format_value(values[name])}", type_name(kind), comment]
+                for name, (kind, comment) in described.items()
             ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:

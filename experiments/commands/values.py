@@ -76,14 +76,12 @@ def _value(kind: Any, text: str) -> Any:
 
 def _check_writable(path: str, kind: Any) -> None:
     """Refuses what cannot be written before any work is done for it. A bucket is asked later, by the command."""
+    folder = os.path.abspath(path if kind is Folder else os.path.dirname(path))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
     if "://" in path:
         return
     if kind is File and os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"'{path}' is a folder; name a file")
-    folder = os.path.abspath(path if kind is Folder else os.path.dirname(path))
-    while not os.path.exists(folder):
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder):
-        raise argparse.ArgumentTypeError(f"'{folder}' is a file; name a folder")
-    if not os.access(folder, os.W_OK):
-        raise argparse.ArgumentTypeError(f"'{folder}' cannot be written to; name another folder")
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        raise argparse.ArgumentTypeError(f"'{folder}' is not a folder that can be written to")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from experiments.recipe_fields import field_comments, field_types, list_fields, replace_fields
+from experiments.recipe_fields import describe_fields, list_fields, replace_fields
 from stgt_jax.errors import STGTError
 
 
@@ -34,12 +34,13 @@ NAMES = ["left.rate", "left.size", "right.rate", "right.size", "num_steps", "war
 
 def test_every_field_is_listed_by_its_full_name():
     assert list_fields(Outer()) == dict(zip(NAMES, [0.5, 4, 0.5, 4, 10, 5], strict=True))
-    assert field_types(Outer) == dict(zip(NAMES, [float, int, float, int, int, int], strict=True))
+    kinds = [text.kind for text in describe_fields(Outer).values()]
+    assert list(describe_fields(Outer)) == NAMES and kinds == [float, int, float, int, int, int]
 
 
 def test_comments_beside_and_above_a_field_describe_it():
     described = ["a share", "Pixels, of which there are 4"] * 2 + ["", ""]
-    assert field_comments(Outer) == dict(zip(NAMES, described, strict=True))
+    assert [text.comment for text in describe_fields(Outer).values()] == described
 
 
 def test_fields_are_replaced_at_any_depth():

@@ -13,7 +13,7 @@ from recipe_words import recipe_with
 from experiments.commands.arguments import CommandParser
 from experiments.commands.main import COMMANDS
 from experiments.commands.values import File, Folder, RecipeFields, format_value, read_value
-from experiments.recipe_fields import field_comments, field_types, list_fields, replace_fields
+from experiments.recipe_fields import describe_fields, list_fields, replace_fields
 from experiments.recipes import RECIPES, Recipe, get_recipe
 from stgt_jax.errors import STGTError
 
@@ -146,14 +146,13 @@ def test_help_shows_description_types_defaults_and_comments():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_has_a_help_text(name):
-    comments = field_comments(COMMANDS[name])
-    assert all(comments[field] for field in comments.keys() - {"fields"})
+    assert all(text.comment for field, text in describe_fields(COMMANDS[name]).items() if field != "fields")
     assert len((COMMANDS[name].__doc__ or "").splitlines()[0]) in range(10, 95)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_option_of_a_command_has_no_other_meaning_in_a_recipe(name):
-    names = {full.rpartition(".")[2] for full in field_types(Recipe)} - {"shards"}  # the same in both
+    names = {full.rpartition(".")[2] for full in describe_fields(Recipe)} - {"shards"}  # the same in both
     own = {field.name for field in dataclasses.fields(COMMANDS[name])}
     assert "fields" not in own or not own & names
     assert "batch_size" not in own
@@ -175,9 +174,9 @@ def test_every_value_survives_the_way_through_text(number, rate, switch, text):
 def test_folder_and_file_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / "file").touch()
     for kind, path, complaint in (
-        (Folder, tmp_path / "file", "file' is a file; name a folder"),
-        (Folder, tmp_path / "file" / "run", "file' is a file; name a folder"),
-        (File, tmp_path / "file" / "x.json", "file' is a file; name a folder"),
+        (Folder, tmp_path / "file", "file' is not a folder that can be written to"),
+        (Folder, tmp_path / "file" / "run", "file' is not a folder that can be written to"),
+        (File, tmp_path / "file" / "x.json", "file' is not a folder that can be written to"),
         (File, tmp_path, "is a folder; name a file"),
     ):
         with pytest.raises(argparse.ArgumentTypeError, match=complaint):

@@ -101,7 +101,7 @@ def test_more_frames_than_the_shards_keep_are_refused(error_of, shards, tmp_path
 def test_folder_to_write_that_is_a_file_is_refused(error_of, tmp_path, argv):
     (tmp_path / "file").touch()
     for place in ("file", "file/run"):
-        assert f"'{tmp_path}/file' is a file; name a folder" in error_of(*argv, tmp_path / place)
+        assert f"'{tmp_path}/file' is not a folder that can be written to" in error_of(*argv, tmp_path / place)
 
 
 def test_json_that_cannot_be_written_is_refused_before_the_work(error_of, tmp_path):
