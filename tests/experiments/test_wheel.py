@@ -55,6 +55,11 @@ def test_wheel_installs_one_package(wheel, installed):
     run(installed / "python", "-c", code, cwd=wheel.parent)
 
 
+def test_trained_weights_come_with_the_wheel(installed, tmp_path):
+    code = "import stgt_jax; model = stgt_jax.load('moving_shapes'); assert model.encode_text('a circle').shape == (1, 64)"
+    run(installed / "python", "-c", code, cwd=tmp_path)
+
+
 def test_demo_runs_from_the_wheel(installed, tmp_path):
     small = [option for option in SMALL if not option.startswith("--num_workers")]
     demo = ["demo", "--workdir", "demo", "--num-train", "16", "--num-test", "4", *small, "--num_workers=1"]
