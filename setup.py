@@ -25,6 +25,7 @@ class BuildOnePackage(build_py):
     """Copies the folders to their places in the wheel and changes the imports of what is moved."""
 
     def run(self) -> None:
+        """Gives each package its place, then builds."""
         if not self.editable_mode:
             shutil.rmtree(self.build_lib, ignore_errors=True)  # modules deleted since the last build
             self.packages = self.distribution.packages = [place(package) for package in self.packages]
@@ -32,6 +33,7 @@ class BuildOnePackage(build_py):
         super().run()
 
     def build_module(self, module: str, module_file: str, package: str) -> tuple[str, bool]:
+        """Copies a module and changes its imports."""
         copy, copied = super().build_module(module, module_file, package)
         text = Path(copy).read_text(encoding="utf-8")
         Path(copy).write_text(IMPORT.sub(r"\1stgt_jax.\2", text), encoding="utf-8")
@@ -42,6 +44,7 @@ class OneTopLevelName(egg_info):
     """Names the one package in the wheel's metadata, which are written before `BuildOnePackage` runs."""
 
     def run(self) -> None:
+        """Writes the metadata."""
         super().run()
         Path(self.egg_info, "top_level.txt").write_text("stgt_jax\n", encoding="utf-8")
 

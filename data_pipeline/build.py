@@ -93,6 +93,7 @@ def build_shards(
     Args:
       captions: .csv or .json file with video, caption and, optionally, group; video paths are relative to it.
       out: the shard set's folder; other splits in it stay.
+      split: the split's name, such as "train".
       vocab: BERT vocabulary file. Default: the shard set's own if it has a split already, else (split train only) one
         trained from these captions.
       num_kept_frames: K, frames kept of each clip.

@@ -143,7 +143,7 @@ class ShardSource:
     `source.manifest_sha256` is the same for two splits only if their records are the same.
     """
 
-    def __init__(self, shards: str | os.PathLike[str], split: str):
+    def __init__(self, shards: str | os.PathLike[str], split: str) -> None:
         self.shards, self.split = epath.Path(shards), split
         manifest = _check_split(self.shards, split)
         self.settings = ShardSettings(**manifest["settings"])
@@ -173,7 +173,7 @@ class ShardSource:
             raise DataError(f"record {index} in '{path}' cannot be read: {_one_line(error)}") from error
         return record | {name: record[name].decode() for name in ("video_id", "caption", "group")}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["ShardSource"], tuple[epath.Path, str]]:
         return ShardSource, (self.shards, self.split)
 
     def __repr__(self) -> str:

@@ -93,7 +93,10 @@ def strongest_edges(weights: np.ndarray, video: np.ndarray, *, sources: int = 4,
     patches with the most motion are taken, each with its `per_source` strongest edges.
 
     Args:
-      weights: [N, N] adjacency. video: [T, H, W, 3] uint8.
+      weights: [N, N] adjacency.
+      video: [T, H, W, 3] uint8.
+      sources: patches of each frame.
+      per_source: edges of each of them.
     """
     num_frames = video.shape[0]
     motion = patch_motion(video, _grid(weights, num_frames))  # [T, P]

@@ -8,5 +8,5 @@ class STGTError(ValueError):
     """
 
 
-class Preempted(Exception):
+class Preempted(Exception):  # noqa: N818  (nothing went wrong)
     """Training was asked to stop and has saved a checkpoint. The message names the checkpoint."""

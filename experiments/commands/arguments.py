@@ -76,6 +76,7 @@ class CommandParser(argparse.ArgumentParser):
         return self.command(**values), json
 
     def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print."""
         raise STGTError(message if message.endswith("?") else f"{message}; see `{self.prog} --help`")
 
     def _with_full_names(self, words: Sequence[str]) -> list[str]:

@@ -61,7 +61,8 @@ def twin_metrics(
     Such captions form a group. The twins of a caption are the captions of other videos in its group.
 
     Args:
-      text_to_video_scores, video_to_text_scores: [V, C]; the same matrix twice if nothing is re-ranked.
+      text_to_video_scores: [V, C].
+      video_to_text_scores: [V, C]; the same matrix if nothing is re-ranked.
       video_of_text: [C] int, the row of each caption's own video.
       groups: the group's name for each of the C captions; empty for none.
 

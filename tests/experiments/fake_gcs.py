@@ -83,7 +83,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._content(name)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815  (as http.server calls it)
 
     def do_POST(self) -> None:
         path, query = self._target()

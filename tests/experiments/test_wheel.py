@@ -56,7 +56,7 @@ def test_wheel_installs_one_package(wheel, installed):
 
 
 def test_trained_weights_come_with_the_wheel(installed, tmp_path):
-    code = "import stgt_jax; model = stgt_jax.load('moving_shapes'); assert model.encode_text('a circle').shape == (1, 64)"
+    code = "import stgt_jax as stgt; assert stgt.load('moving_shapes').encode_text('a circle').shape == (1, 64)"
     run(installed / "python", "-c", code, cwd=tmp_path)
 
 

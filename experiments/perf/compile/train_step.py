@@ -214,8 +214,10 @@ def _largest_arrays(module: Module) -> list[Figures]:
 def _roofline(
     recipe: Recipe, topology: Topology, flops: Figures, memory_bytes: int, collectives: Iterable[Collective]
 ) -> Figures:
-    """The least time a step can take, were each of the device's parts busy alone; the network between slices is not in
-    it, as no figure for it is public that all chips share."""
+    """Returns the least time that each part of the device allows a step, and the longest of these times.
+
+    The network between slices is not among the parts: no published figure for it holds for all chips.
+    """
     device = topology.device
     sent = {link: sum(one.sent_bytes for one in collectives if one.link == link) for link in (ICI, DCN)}
     bounds = {
