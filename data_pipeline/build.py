@@ -1,7 +1,7 @@
-"""Any folder of videos with a caption file -> a split of a shard set: decode, tokenise, write.
+"""Builds a split of a shard set from a caption file and the videos it names: decode, tokenise, write.
 
-Decoding runs in several processes, everything else streams through this one in the order of the caption file. A clip
-that cannot be used is left out, counted and listed in the split's `rejected.jsonl`; a build that fails leaves nothing.
+Decoding runs in several processes. Everything else streams through this one, in the order of the caption file. A clip
+that cannot be used is left out, counted, and listed in the split's `rejected.jsonl`. A build that fails leaves nothing.
 """
 
 import collections
@@ -35,7 +35,7 @@ REJECTED_NAME = "rejected.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class BuildReport:
-    """What became of the caption file's rows: num_rows == num_written + num_rejected."""
+    """What was done with the rows of the caption file: num_rows == num_written + num_rejected."""
 
     shards: str
     split: str
@@ -50,7 +50,7 @@ class BuildReport:
     clips_per_second: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the figures as they go into JSON."""
+        """Returns the figures as a dict for JSON."""
         return dataclasses.asdict(self)
 
     def summary(self) -> str:
@@ -69,7 +69,7 @@ class BuildReport:
 
 @dataclasses.dataclass
 class _Tally:
-    """What the streaming example generator counts on its way."""
+    """What `_examples` counts while it yields records."""
 
     reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     num_truncated_captions: int = 0
@@ -91,15 +91,15 @@ def build_shards(
     """Makes split `split` of the shard set `out` from a caption file and the videos it names.
 
     Args:
-      captions: .csv or .json file with video, caption and, optionally, group; video paths are relative to it.
+      captions: .csv or .json caption file, see `read_captions`.
       out: the shard set's folder; other splits in it stay.
       split: the split's name, such as "train".
-      vocab: BERT vocabulary file. Default: the shard set's own if it has a split already, else (split train only) one
-        trained from these captions.
+      vocab: BERT vocabulary file. By default that of the shard set, if it has another split; else, for the split
+        "train" only, one is trained from these captions.
       num_kept_frames: K, frames kept of each clip.
       resize: short side of the kept frames, pixels.
       max_text_length: S, tokens a caption is padded or cut to.
-      num_workers: decoding processes; 0 decodes in this one. Default: one a CPU core.
+      num_workers: decoding processes; 0 decodes in this one. By default one for each CPU core.
       overwrite: replace the split if it is there already.
       progress: show a progress bar.
 
@@ -147,16 +147,16 @@ def _check_options(
     split: str, num_kept_frames: int, resize: int, max_text_length: int, num_workers: int | None
 ) -> None:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", split) or split.lower() == "all":
-        raise DataError(f"split '{split}' is no name for a split: use letters, digits and _ (and not 'all')")
+        raise DataError(f"split '{split}' is not a name for a split; use letters, digits and _, and not 'all'")
     options = {"num_kept_frames": (num_kept_frames, 1), "resize": (resize, 1), "max_text_length": (max_text_length, 3)}
     for name, (value, least) in (options | {"num_workers": (num_workers or 0, 0)}).items():
         if value < least:
-            raise DataError(f"{name} is {value}: it must be at least {least}")
+            raise DataError(f"{name}={value} must be at least {least}")
 
 
 @contextlib.contextmanager
 def _incomplete_folder(out: Path, split: str) -> Iterator[Path]:
-    """Gives a hidden folder to build in, which becomes `out/split` at the end, or goes away on any error."""
+    """Yields a hidden folder to build in. At the end it becomes `out/split`; after an error it is deleted."""
     folder, is_new = out / f".{split}.incomplete", not out.exists()
     try:
         shutil.rmtree(folder, ignore_errors=True)  # what a killed build left
@@ -178,7 +178,7 @@ def _incomplete_folder(out: Path, split: str) -> Iterator[Path]:
 def _place_vocab(
     target: Path, out: Path, vocab: str | Path | None, split: str, rows: list[CaptionRow]
 ) -> BertWordPieceTokenizer:
-    """Puts the vocabulary to `target`: the one given, else the shard set's own, else one trained from the captions."""
+    """Writes the vocabulary to `target`: the given one, else that of the shard set, else one made from the captions."""
     others = [name for name in list_splits(out) if name != split]
     shared = out / VOCAB_NAME
     if others and shared.is_file():
@@ -189,7 +189,7 @@ def _place_vocab(
             )
         vocab = shared
     if vocab is not None:
-        load_tokenizer(vocab)  # before copying: an error is to name the user's file
+        load_tokenizer(vocab)  # before copying, so that an error names the user's file
         shutil.copyfile(vocab, target)
     elif split == "train":
         train_vocab((row.caption for row in rows), target)
@@ -209,13 +209,13 @@ def _try_decode(root: Path, num_kept_frames: int, resize: int, row: CaptionRow) 
 
 
 def _map_rows(decode: Any, rows: list[CaptionRow], num_workers: int | None) -> Generator[tuple[int, CaptionRow, Any]]:
-    """Yields (number, row, decode(row)) in order; at most a few clips a worker are decoded ahead."""
+    """Yields (number, row, decode(row)) in order. Each worker decodes at most a few clips ahead."""
     if num_workers is None:
         num_workers = os.cpu_count() or 1
     if num_workers == 0:
         yield from ((number, row, decode(row)) for number, row in enumerate(rows, 1))
         return
-    # spawn: a forked child of a process that runs JAX or decoding threads can hang.
+    # Spawned: a forked child of a process with JAX or decoding threads can hang.
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(min(num_workers, len(rows)), mp_context=context)
     pending: collections.deque[tuple[int, CaptionRow, Any]] = collections.deque()
@@ -242,7 +242,7 @@ def _examples(
     folder: Path,
     tally: _Tally,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the records to write; lists the rows without frames in the folder's `rejected.jsonl`, and counts."""
+    """Yields the records to write. Rows without frames are counted, and listed in the folder's `rejected.jsonl`."""
     with (folder / REJECTED_NAME).open("w", encoding="utf-8") as rejected:
         for number, row, video in clips:
             if isinstance(video, str):

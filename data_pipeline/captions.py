@@ -1,7 +1,7 @@
-"""Caption files: CSV with a header, or JSON (a list of objects), with the fields video, caption and, optionally, group.
+"""Reads caption files: CSV with a header, or a JSON list of objects.
 
-A video may occur in several rows. `video` is relative to the caption file's folder; clips of one `group` differ only in
-the order of what happens in them.
+The fields are `video` (a path relative to the caption file's folder), `caption` and, optionally, `group`. A video may
+occur in several rows. Clips of one group differ only in the order in which things happen.
 """
 
 import csv
@@ -15,7 +15,7 @@ from data_pipeline.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class CaptionRow:
-    """One row; a field that the row leaves out is empty."""
+    """One row. A missing field is empty."""
 
     video: str
     caption: str
@@ -23,10 +23,10 @@ class CaptionRow:
 
 
 def read_captions(path: str | Path) -> list[CaptionRow]:
-    """Reads a `.csv` or `.json` caption file, in its order; rows with empty fields are kept as they are.
+    """Reads a `.csv` or `.json` caption file, in its order. Rows with empty fields are kept.
 
     Raises:
-      DataError: no such file, another kind of file, bad CSV or JSON, a missing column, a field that is no text.
+      DataError: no such file, another kind of file, bad CSV or JSON, a missing column, or a field that is not text.
     """
     path = Path(path)
     readers = {".csv": _read_csv, ".json": _read_json}
@@ -46,7 +46,7 @@ def read_captions(path: str | Path) -> list[CaptionRow]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets put a byte order mark in front
+    with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark first
         reader = csv.DictReader(file, strict=True)
         try:
             _check_columns(path, reader.fieldnames or [])

@@ -1,7 +1,7 @@
 """Video files to frames, with PyAV: K frames kept uniformly over the clip, the short side resized, aspect kept.
 
-Frame counts in headers are absent or wrong in many files, so the packets are counted first; a clip is decoded as a
-stream and only the kept frames stay in memory. A clip that is not whole is refused, with the reason.
+The frame count in the header is missing or wrong in many files, so the packets are counted first. Then the clip is
+decoded as a stream, and only the kept frames stay in memory. An incomplete clip is refused with the reason.
 """
 
 import dataclasses
@@ -14,26 +14,26 @@ from PIL import Image
 
 from data_pipeline.errors import DataError
 
-# A title that is no UTF-8 must not lose the clip. PyAV 19 copes by itself and no longer knows the option.
+# A title that is not UTF-8 must not make the clip unreadable. PyAV 19 ignores such titles and has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
-# What a video file starts with, at which byte: tells a file cut before its index from one that never was a video.
+# (offset, bytes) at the start of video files. They tell a video whose index was cut off from another kind of file.
 _SIGNATURES = ((4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (0, b"\x1a\x45\xdf\xa3"), (0, b"RIFF"), (0, b"FLV"))
 
 
 class ClipError(DataError):
-    """A clip that cannot be used. The message is the reason: `kind` or `kind: detail`."""
+    """A clip that cannot be used. The message is the reason, `kind` or `kind: detail`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Packets:
-    """What the container holds of the video stream."""
+    """Packets of the video stream."""
 
-    num_packets: int  # to be shown: those that an edit list discards are not counted
-    num_expected: int  # frames that must decode; 0 where the container does not say
+    num_packets: int  # to be shown; an edit list may discard others
+    num_expected: int  # frames that must decode; 0 if the container does not say
 
 
 def kept_indices(num_frames: int, num_kept: int) -> np.ndarray:
-    """Returns int [K]: floor(i * n / K), or for a clip of fewer than K frames all of them, the last one repeated."""
+    """Returns int [K]: floor(i * n / K). A clip of n < K frames gives all of them, the last one repeated."""
     if num_frames < num_kept:
         return np.minimum(np.arange(num_kept), num_frames - 1)
     return np.arange(num_kept) * num_frames // num_kept
@@ -60,7 +60,12 @@ def decode_clip(path: str | Path, num_kept_frames: int, resize: int) -> np.ndarr
             frames, _ = _decode_frames(path, indices, resize)
     except ClipError:
         raise
-    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:  # one odd clip must not end a long build
+    except (
+        av.error.FFmpegError,
+        OSError,
+        ValueError,
+        MemoryError,
+    ) as error:  # a single bad clip must not end a long build
         raise ClipError(f"damaged: {getattr(error, 'strerror', None) or error}") from error
     return np.stack([frames[index] for index in indices.tolist()])
 
@@ -77,7 +82,7 @@ def _check_file(path: Path) -> None:
 
 
 def _open(path: Path) -> tuple[Any, Any]:
-    """Opens a container and its first real video stream (a song's cover picture is none)."""
+    """Opens a container and its first video stream that is not a cover picture."""
     try:
         container = av.open(f"file:{path}", **_OPEN_OPTIONS)  # else FFmpeg takes "a:b.mp4" for an address
     except PermissionError as error:
@@ -98,7 +103,7 @@ def _open(path: Path) -> tuple[Any, Any]:
 
 
 def _count_packets(path: Path) -> _Packets:
-    """Reads the container through without decoding; refuses one that ends before the stream does."""
+    """Reads all packets without decoding; refuses a container that ends before its stream does."""
     container, stream = _open(path)
     num_discarded = 0
     times: list[float] = []
@@ -124,10 +129,10 @@ def _count_packets(path: Path) -> _Packets:
 
 
 def _check_seconds(times: np.ndarray, lengths: np.ndarray, duration: float, lacks_packets: bool) -> None:
-    """Refuses a stream whose packets [n] (times and lengths in seconds) cover less than the declared duration."""
-    if lacks_packets:  # so it is also where an edit list leaves the end out; but then the duration leaves it out, too
+    """Refuses a stream whose packets, [n] times and lengths in seconds, cover less than the declared duration."""
+    if lacks_packets:  # or an edit list leaves out the end, but then the duration leaves it out, too
         seconds, slack = lengths.sum(), 0.5 * lengths.mean()
-    else:  # lengths may be unknown, and at a variable frame rate the last frame may stay as long as any other
+    else:  # lengths may be unknown, and at a variable frame rate the last frame may be shown as long as any other
         gaps = np.diff(np.sort(times))
         seconds, slack = (times + lengths).max() - times.min(), 1.5 * gaps.max(initial=duration / 10)
     if seconds < duration - slack:
@@ -135,7 +140,7 @@ def _check_seconds(times: np.ndarray, lengths: np.ndarray, duration: float, lack
 
 
 def _declared_duration(container: Any, stream: Any) -> float | None:
-    """Returns the seconds that the header gives the video stream (Matroska writes them into a tag), if it does."""
+    """Returns the duration in seconds that the header states (Matroska: in a tag), or None."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     try:
@@ -155,7 +160,7 @@ def _decode_frames(path: Path, indices: np.ndarray, resize: int) -> tuple[dict[i
         for frame in container.decode(stream):
             if num_decoded in wanted:
                 image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                # A stream may change its size on the way.
+                # The size may change within a stream.
                 size = size or _resized(image, resize)
                 frames[num_decoded] = _resize(image, size)
             num_decoded += 1

@@ -1,9 +1,8 @@
-"""From a shard set to batches of uint8 video and token ids, through grain.
+"""Loads a shard set through grain: batches of uint8 video and token ids.
 
-Training: a global shuffle, new every epoch, dealt out to the processes in blocks. The frames and the crop drawn for a
-clip depend on the seed, the epoch and its place in the epoch alone, so neither the number of worker processes nor that
-of hosts changes what is seen. Evaluation: every clip once, in order, without chance. Letters: B clips of a process, T
-frames, S text length.
+Training shuffles the whole split anew in every epoch. The frames and the crop of a clip depend only on the seed, the
+epoch and the clip's position in it, so the number of worker processes or hosts changes nothing. Evaluation reads every
+clip once, in order, and draws nothing at random. Letters: B clips of a process, T frames, S text length.
 """
 
 import functools
@@ -27,16 +26,16 @@ from data_pipeline.transforms import centre_crop, random_flip, random_resized_cr
 
 Batch = dict[str, np.ndarray]
 
-# Batches are large (154 MB at 128 clips of 8x224x224), and by default grain would keep hundreds of them ready.
+# A batch of 128 clips of 8x224x224 has 154 MB, and by default grain would prepare hundreds of batches ahead.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
 _EVAL_TEXT = ("video_id", "caption", "group")
 
 
 class TrainLoader:
-    """The endless batches of one process; close it, or use it as a context manager, when done.
+    """The training batches of one process, without end. Close it when done, or use it as a context manager.
 
-    Its state says how many batches were taken and of what; it does not depend on the process or on the number of
-    worker processes, so one process's state restores all of them.
+    Its state is the number of batches taken, and what they were taken from. It is the same in every process, so the
+    state of one restores all.
     """
 
     def __init__(self, batches: grain.MapDataset, num_workers: int, identity: Mapping[str, Any]) -> None:
@@ -52,15 +51,15 @@ class TrainLoader:
     def __next__(self) -> Batch:
         batch = next(self._iterator)
         self._next_batch += 1
-        # Plain arrays: those of a worker process lie in shared memory, which leaks if held when the program ends.
+        # Copied: arrays of a worker process are in shared memory, which leaks if they are alive when the program ends.
         return {name: np.array(values) for name, values in batch.items()}
 
     def get_state(self) -> dict[str, Any]:
-        """Returns a JSON-able dict from which `set_state` goes on with the very same batches."""
+        """Returns a dict for JSON. `set_state` continues from it with the same batches."""
         return {"next_batch": self._next_batch, **self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Makes the next batch the one that came next when `state` was taken.
+        """Continues from the position at which `state` was taken.
 
         Raises:
           DataError: `state` belongs to other data, another seed or another global batch size.
@@ -108,9 +107,9 @@ def train_loader(
 ) -> TrainLoader:
     """Returns endless shuffled, augmented batches of `batch_size` clips for this process.
 
-    An epoch gives every clip once over all processes; those that do not fill a last global batch are left out of that
-    epoch (another few each time, as the order is new), so that a batch never holds a clip twice. Process p gives rows
-    p B to (p + 1) B of each global batch, which one process alone would give the same.
+    In an epoch, all processes together read every clip once. Clips that do not fill a last global batch are left out of
+    that epoch; they are others in each epoch, as the order is new. So no batch holds a clip twice. Process p returns
+    rows p B to (p + 1) B of each global batch, the same rows that a single process would have there.
 
     Args:
       config: the loader's options.
@@ -137,8 +136,8 @@ def train_loader(
             f"batch size {global_batch} ({batch_size} clips x {process_count} processes) must lie in 1..{len(source)},"
             f" the clips of split '{split}' of data.shards='{config.shards}'"
         )
-    # Dealt out in blocks of a process's batch after the shuffle: batch i of the processes, one after the other, holds
-    # the same clips in the same order, with the same crops, however many processes there are.
+    # Batches are assigned to processes after the shuffle and the crops: the global batch i has the same clips, in the
+    # same order and with the same crops, for any number of processes.
     clips_per_epoch = len(source) // global_batch * global_batch
     clip = functools.partial(_train_clip, config, num_frames, image_size)
     clips = grain.MapDataset.source(source).seed(seed).shuffle().random_map(clip)
@@ -159,13 +158,13 @@ def eval_batches(
     """Yields every clip of the split once, in order: uniform frames, centre crop.
 
     Args:
-      config: the loader's options; its training options play no part here.
+      config: the loader's options; those for training have no effect here.
       split: name of the split.
       batch_size: B; a last batch that is not full repeats the last clip.
       num_frames: T.
       image_size: H = W, pixels.
-      shuffle_frames_seed: given, each clip's T frames are put out of order (neither as they were nor reversed), the
-        same way for the same seed: the control for whether a model sees time.
+      shuffle_frames_seed: if given, the T frames of each clip are shuffled with this seed, neither into their own order
+        nor exactly reversed. This control shows whether a model uses the order of frames.
 
     Yields:
       Batches of `video` uint8 [B, T, H, W, 3], `input_ids` and `attention_mask` int32 [B, S], `valid` bool [B] (False
@@ -200,9 +199,10 @@ def split_vocab_size(config: DataConfig) -> int:
 
 
 def _init_worker(index: int, count: int) -> None:
-    """Leaves the worker's end to its parent: a scheduler's SIGTERM, to all of a job, asks the parent for more batches.
+    """Makes a worker ignore SIGTERM, and end when its parent process ends.
 
-    Where the parent dies without a word the worker follows, as it would wait for ever to hand over its next batch.
+    A scheduler sends SIGTERM to every process of a job, but the parent still needs batches to finish its step. And if
+    the parent is killed, the worker would wait for ever to hand over its next batch.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_after_parent, daemon=True).start()
@@ -260,8 +260,8 @@ def _tokens(record: Mapping[str, Any]) -> Batch:
 
 
 def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[Batch]:
-    # Threads suffice: Pillow and ArrayRecord leave the interpreter lock, and worker processes would start too slowly
-    # for the few batches of an evaluation.
+    # Threads suffice: Pillow and ArrayRecord release the interpreter lock, and starting worker processes would take
+    # longer than the few batches of an evaluation.
     num_threads = min(8, os.cpu_count() or 1)
     clips_read = iter(clips.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, 2 * batch_size))))
     try:

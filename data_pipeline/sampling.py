@@ -1,14 +1,14 @@
-"""Which T of a clip's n frames a model sees (docs/model.md section 6).
+"""Chooses the T of a clip's n frames that the model sees (docs/model.md section 6).
 
-Training draws "headtail" frames anew every epoch; evaluation takes uniform ones, or, as a control, the uniform ones
-out of order. A clip shorter than T repeats its last frame.
+Training draws "headtail" frames, anew in every epoch. Evaluation takes uniform frames or, as a control, shuffles them.
+A clip of fewer than T frames repeats its last one.
 """
 
 import numpy as np
 
 
 def uniform_frames(num_available: int, num_frames: int) -> np.ndarray:
-    """Returns the frame indices floor(i * n / T), int64 [T]; of a clip of n < T frames all, the last one repeated."""
+    """Returns the frame indices floor(i * n / T), int64 [T]; of n < T frames all, the last one repeated."""
     if num_available < num_frames:
         return np.minimum(np.arange(num_frames), num_available - 1)
     return np.arange(num_frames) * num_available // num_frames
@@ -17,8 +17,8 @@ def uniform_frames(num_available: int, num_frames: int) -> np.ndarray:
 def headtail_frames(rng: np.random.Generator, num_available: int, num_frames: int) -> np.ndarray:
     """Returns sorted random frame indices, int64 [T]: T/2 of the clip's first half and T/2 of its second.
 
-    An odd T takes its extra frame from the first half, which holds the middle frame of an odd n; T = 1 is one frame of
-    the whole clip. A clip of n < T frames gives them all, the last one repeated.
+    If T is odd, the extra frame is from the first half; if n is odd, the middle frame belongs to the first half. T = 1
+    draws one frame of the whole clip. A clip of n < T frames gives all of them, the last one repeated.
     """
     if num_available < num_frames:
         return uniform_frames(num_available, num_frames)
@@ -31,17 +31,17 @@ def headtail_frames(rng: np.random.Generator, num_available: int, num_frames: in
 
 
 def train_frames(rng: np.random.Generator, sampling: str, num_available: int, num_frames: int) -> np.ndarray:
-    """Returns the frame indices of a training clip, int64 [T], by the configured sampling."""
+    """Returns the frame indices of a training clip, int64 [T]; `sampling` is "headtail" or "uniform"."""
     if sampling == "headtail":
         return headtail_frames(rng, num_available, num_frames)
     return uniform_frames(num_available, num_frames)
 
 
 def wrong_time_order(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """Returns a permutation of T frames, int64 [T], that destroys their time order.
+    """Returns a permutation of T frames, int64 [T], that destroys their order.
 
-    Never the identity (for T > 1), and never the plain reversal (for T > 2): a clip played backwards still has smooth
-    motion, and may even match another caption of the gallery.
+    It is never the identity (for T > 1) nor the exact reversal (for T > 2): a clip played backwards still moves
+    smoothly, and may match the reversed caption.
     """
     order = np.arange(num_frames)
     if num_frames == 1:

@@ -1,9 +1,9 @@
 """The shard set on disk: a TFDS ArrayRecord data set per split, and random access to its records.
 
-A shard set is a folder with `vocab.txt` and one folder a split (`train/`, `test/`, ...). A split's folder holds the
-ArrayRecord files, TFDS's own metadata and `manifest.json`: the settings it was built with, a hash of all records, and
-every file's size, so that a missing or truncated file is found on opening, not in the middle of an epoch. It is written
-to a local folder and read from there or, copied as it is, from a bucket of Google Cloud Storage (gs://).
+A shard set is a folder with `vocab.txt` and a folder for each split (`train/`, `test/`, ...). A split's folder holds
+the ArrayRecord files, the metadata of TFDS, and `manifest.json`. The manifest has the settings of the build, a hash of
+all records, and the size of every file, so a missing or truncated file is found on opening and not in the middle of an
+epoch. A shard set is written to a local folder. It is read from there or, after copying, from Google Cloud Storage.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _WRITE_BATCH = 16  # records handed to TFDS at a time: it rewrites its metadata 
 
 @dataclasses.dataclass(frozen=True)
 class ShardSettings:
-    """What every record of a split has in common, and the vocabulary (by hash) its token ids belong to."""
+    """What all records of a split have in common; their token ids belong to the vocabulary with this hash."""
 
     num_kept_frames: int
     resize: int
@@ -45,7 +45,7 @@ def hash_file(path: str | Path) -> str:
 
 
 def _features(settings: ShardSettings) -> tfds.features.FeaturesDict:
-    """Records as in `ShardSource`. Frames are plain bytes: ArrayRecord compresses them, and much faster than zlib."""
+    """The fields of `ShardSource`. Frames are stored as plain bytes: ArrayRecord compresses them, faster than zlib."""
     tokens = tfds.features.Tensor(shape=(settings.max_text_length,), dtype=np.int32)
     return tfds.features.FeaturesDict(
         {
@@ -62,10 +62,10 @@ def _features(settings: ShardSettings) -> tfds.features.FeaturesDict:
 
 
 def write_split(folder: Path, split: str, examples: Iterable[dict[str, Any]], settings: ShardSettings) -> int:
-    """Streams `examples` (as `ShardSource` gives them back) to ArrayRecord files in `folder`; returns how many.
+    """Writes `examples`, with the fields of `ShardSource`, to ArrayRecord files in `folder`; returns their number.
 
-    Only a few records are in memory at a time and their order is kept. (TFDS's `GeneratorBasedBuilder` shuffles all of
-    them in memory and needs TensorFlow beyond 1 GB; its `SequentialWriter` does neither.)
+    The order is kept, and only a few records are in memory at a time. (TFDS's `GeneratorBasedBuilder` would shuffle all
+    records in memory, and needs TensorFlow for more than 1 GB; `SequentialWriter` does not.)
     """
     identity = tfds.core.DatasetIdentity(_NAME, tfds.core.Version(_VERSION), str(folder), module_name=__name__)
     info = tfds.core.DatasetInfo(builder=identity, features=_features(settings), disable_shuffling=True)
@@ -95,18 +95,18 @@ def write_split(folder: Path, split: str, examples: Iterable[dict[str, Any]], se
 
 
 def list_splits(shards: str | os.PathLike[str]) -> list[str]:
-    """Returns the splits that the shard set in folder `shards` has (none where there is no such folder)."""
+    """Returns the splits of the shard set in the folder `shards`; none if there is no such folder."""
     folder = epath.Path(shards)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    # A hidden one is a build that is not done.
+    # A hidden folder is an unfinished build.
     return sorted(name for name in names if not name.startswith(".") and (folder / name / MANIFEST_NAME).exists())
 
 
 def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
-    """Returns the split's manifest if all it speaks of is there, whole, and of the shard set's vocabulary."""
+    """Returns the split's manifest after checking its files and that it belongs to the shard set's vocabulary."""
     if in_bucket(shards) and not os.fspath(shards).startswith("gs://"):
         raise DataError(
-            f"shard set '{shards}': ArrayRecord reads local folders and gs:// alone; mount that bucket as a folder, or"
+            f"shard set '{shards}': ArrayRecord reads only local folders and gs://; mount that bucket as a folder, or"
             " copy the shard set"
         )
     known = list_splits(shards)
@@ -120,12 +120,14 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
         settings, files = ShardSettings(**manifest["settings"]), manifest["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"shard set file '{folder / MANIFEST_NAME}' cannot be read: {rebuild}") from error
-    present = {path.name for path in folder.iterdir()}  # one listing: a look at each file in a bucket takes too long
+    present = {
+        path.name for path in folder.iterdir()
+    }  # one listing, as asking for each file in a bucket would take long
     for name, size in files.items():
         path = folder / name
         if name not in present:
             raise DataError(f"missing shard file '{path}': {rebuild}")
-        # A bucket's objects are whole or not there. epath's stat() fails for an owner without a name.
+        # Objects in a bucket are never truncated. epath's stat() fails for an owner without a name.
         if not in_bucket(path) and (found := os.path.getsize(path)) != size:
             raise DataError(f"truncated shard file '{path}': {found} bytes, not {size}; {rebuild}")
     if not (shards / VOCAB_NAME).is_file():
@@ -136,7 +138,7 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
 
 
 class ShardSource:
-    """Random access to a split's records, in the order of the caption file; picklable (it reopens its files).
+    """Random access to the records of a split, in the order of the caption file. Pickling keeps only the paths.
 
     `source[i]` is a dict: video uint8 [K, h, w, 3] (read-only), video_id str, caption str, group str,
     input_ids int32 [S], attention_mask int32 [S]. `source.settings` says what K, S and the short side are;
@@ -154,7 +156,7 @@ class ShardSource:
             builder = tfds.builder_from_directory(self._folder if in_bucket(shards) else self._folder.absolute())
             self._records, self._info = builder.as_data_source(split), builder.info.splits[split]
             num_records = len(self._records)
-        except Exception as error:  # TFDS and ArrayRecord raise many kinds
+        except Exception as error:  # TFDS and ArrayRecord raise many types
             raise DataError(f"shard set '{self._folder}' cannot be opened: {_one_line(error)}") from error
         if num_records != manifest["num_records"]:
             raise DataError(f"shard set '{self._folder}' has {num_records} records, not {manifest['num_records']}")
@@ -167,7 +169,7 @@ class ShardSource:
             raise IndexError(f"record {index} of {len(self)}")
         try:
             record = self._records[index]
-        except Exception as error:  # a corrupt block shows only when it is read
+        except Exception as error:  # a corrupt block is only noticed when it is read
             shard = np.searchsorted(np.cumsum(self._info.shard_lengths), index, side="right")
             path = self._info.filepaths[shard]
             raise DataError(f"record {index} in '{path}' cannot be read: {_one_line(error)}") from error

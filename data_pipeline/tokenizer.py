@@ -1,7 +1,7 @@
 """Captions to token ids and back: BERT WordPiece, lower-cased, `[CLS] ... [SEP]` padded with [PAD] (id 0).
 
-A vocabulary is a text file of one token a line (a line's number is its id): BERT's own, or one trained from captions.
-The ids stay below its length; the model puts its [DEC] token after them.
+A vocabulary is a text file with one token on each line; its id is the line's number, from 0. It is BERT's own or made
+from captions. The model's token [DEC] is not in the file: its id follows the last one.
 """
 
 import collections
@@ -21,9 +21,9 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def train_vocab(captions: Iterable[str], path: str | Path, *, vocab_size: int = 8192) -> int:
     """Writes a vocabulary of at most `vocab_size` tokens made from captions, and returns its size.
 
-    It holds the special tokens, every character (at a word's start and within), and whole words, each the most frequent
-    first: the same captions always give the same file. (The trainer of `tokenizers` breaks ties by hash order, so its
-    vocabulary differs from run to run.) A word beyond it is spelt in characters.
+    It has the special tokens, then every character (as the start of a word and within one), then whole words, the most
+    frequent first. A word that is not in it is spelled in characters. The same captions always give the same file; the
+    trainer of `tokenizers` breaks ties by hash order, so its vocabulary differs from run to run.
     """
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
     words: collections.Counter[str] = collections.Counter()
@@ -57,12 +57,12 @@ def load_tokenizer(vocab_path: str | Path) -> BertWordPieceTokenizer:
         raise DataError(f"vocabulary '{vocab_path}' cannot be read: {error.strerror}") from error
     missing = [token for token in SPECIAL_TOKENS if token not in tokens]
     if missing:
-        raise DataError(f"'{vocab_path}' is no BERT vocabulary: it lacks {', '.join(missing)}")
+        raise DataError(f"'{vocab_path}' is not a BERT vocabulary; it lacks {', '.join(missing)}")
     if tokens[0] != "[PAD]":
         raise DataError(f"vocabulary '{vocab_path}' must start with [PAD], not {tokens[0]!r:.40}")
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
-        raise DataError(f"vocabulary '{vocab_path}' has {len(tokens) - len(vocab)} tokens twice")
+        raise DataError(f"vocabulary '{vocab_path}' has {len(tokens) - len(vocab)} duplicate tokens")
     return BertWordPieceTokenizer(vocab=vocab, lowercase=True)
 
 
@@ -79,13 +79,13 @@ def num_tokens(tokenizer: BertWordPieceTokenizer, captions: Sequence[str]) -> li
 def encode(
     tokenizer: BertWordPieceTokenizer, captions: Sequence[str], max_text_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenises captions; one longer than S = `max_text_length` is cut, its [SEP] kept.
+    """Tokenises captions. One longer than S = `max_text_length` is cut, but keeps its [SEP].
 
     Returns:
       input_ids int32 [N, S], attention_mask int32 [N, S] (1 = token, 0 = padding).
     """
     if max_text_length < 2:
-        raise DataError(f"max_text_length is {max_text_length}: [CLS] and [SEP] alone need 2")
+        raise DataError(f"max_text_length={max_text_length} must be at least 2, for [CLS] and [SEP]")
     input_ids = np.zeros((len(captions), max_text_length), np.int32)
     attention_mask = np.zeros_like(input_ids)
     for row, encoding in enumerate(tokenizer.encode_batch(list(captions))):
@@ -98,7 +98,7 @@ def encode(
 
 
 def decode(tokenizer: BertWordPieceTokenizer, ids: Sequence[int] | np.ndarray) -> str:
-    """Returns the text of one caption's ids [S]: up to [SEP], without special tokens and ids beyond the vocabulary."""
+    """Returns the text of token ids [S], up to [SEP], without special tokens and ids beyond the vocabulary."""
     ids = [int(token) for token in ids]
     end = tokenizer.token_to_id("[SEP]")
     ids = ids[: ids.index(end)] if end in ids else ids

@@ -1,7 +1,7 @@
-"""Crop, resize and flip of whole clips: uint8 [T, h, w, 3] in, uint8 [T, image_size, image_size, 3] out.
+"""Crops, resizes and flips clips: uint8 [T, h, w, 3] -> uint8 [T, image_size, image_size, 3].
 
-A clip's frames share one crop and one flip, so that what moves in the output has moved in the video. Resizing is
-Pillow's antialiased bilinear filter, which crops and resizes in one pass.
+All frames of a clip share one crop and one flip, so what moves in the output has moved in the video. Pillow's
+antialiased bilinear filter crops and resizes in one pass.
 """
 
 import math
@@ -18,16 +18,17 @@ _CROP_ATTEMPTS = 10
 def crop_and_resize(video: np.ndarray, box: Box, size: int) -> np.ndarray:
     """Returns `box` of every frame of `video` [T, h, w, 3], resized: uint8 [T, size, size, 3].
 
-    The filter reaches over the box's edges, as if the whole frame had been resized and cut afterwards.
+    The filter also reads pixels just outside the box, as if the whole frame had been resized before cropping.
     """
     frames = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR, box=box) for frame in video]
     return np.stack([np.asarray(frame) for frame in frames])
 
 
 def random_crop_box(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]) -> Box:
-    """Draws the box of a random resized crop: its area within `scale` of the frame, its aspect ratio 3/4 to 4/3.
+    """Draws the box of a random resized crop, with an area in `scale` of the frame's and an aspect ratio of 3/4 to 4/3.
 
-    Where no draw fits into the frame (a very wide or very high one), the largest centred box of a permitted ratio.
+    If no drawn box fits into the frame, which may be very wide or very high, it is the largest centred box of such a
+    ratio.
     """
     for _ in range(_CROP_ATTEMPTS):
         area = rng.uniform(*scale) * height * width
@@ -45,9 +46,9 @@ def random_crop_box(rng: np.random.Generator, height: int, width: int, scale: tu
 def random_resized_crop(
     rng: np.random.Generator, video: np.ndarray, size: int, scale: tuple[float, float]
 ) -> np.ndarray:
-    """Crops the same random box out of every frame and resizes it: uint8 [T, h, w, 3] -> [T, size, size, 3].
+    """Crops the same random box from every frame and resizes it: uint8 [T, h, w, 3] -> [T, size, size, 3].
 
-    A scale of (1, 1) draws nothing: it is `centre_crop`.
+    A scale of (1, 1) means `centre_crop`; nothing is drawn.
     """
     if tuple(scale) == (1.0, 1.0):
         return centre_crop(video, size)
@@ -56,9 +57,9 @@ def random_resized_crop(
 
 
 def centre_crop(video: np.ndarray, size: int) -> np.ndarray:
-    """Resizes the short side to `size` and keeps the middle: uint8 [T, h, w, 3] -> [T, size, size, 3].
+    """Resizes the short side to `size` and keeps the centre: uint8 [T, h, w, 3] -> [T, size, size, 3].
 
-    Frames whose short side is `size` already are cut, not resampled.
+    Frames whose short side already is `size` are only cropped.
     """
     height, width = video.shape[1:3]
     short = min(height, width)
@@ -69,7 +70,7 @@ def centre_crop(video: np.ndarray, size: int) -> np.ndarray:
 
 
 def random_flip(rng: np.random.Generator, video: np.ndarray) -> np.ndarray:
-    """Mirrors all frames of the clip, left to right, with probability 1/2."""
+    """Mirrors all frames of the clip horizontally, with probability 1/2."""
     return video[:, :, ::-1] if rng.random() < 0.5 else video
 
 

@@ -1,6 +1,6 @@
 """Draws the scenes of `moving_shapes`: a static background, and on it antialiased shapes that follow their tracks.
 
-All lengths are fractions of the image side, all times fractions of the clip, so a scene looks the same at any size.
+Lengths are fractions of the image side and times fractions of the clip, so a scene looks the same at any size.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ _SUPERSAMPLE = 4
 
 @dataclass(frozen=True)
 class Track:
-    """Where a shape is in each of F frames; every field float [F] but `visible`, bool [F]."""
+    """Where a shape is in each of F frames: float [F] each, but `visible` is bool [F]."""
 
     x: np.ndarray
     y: np.ndarray
@@ -38,7 +38,7 @@ class Track:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Returns the clip, uint8 [F, S, S, 3] RGB, the same for the same scene."""
+    """Returns the clip, uint8 [F, S, S, 3] RGB. The same scene always gives the same clip."""
     rng = np.random.default_rng(scene.look)
     background = _background(scene, rng)
     colours = [_shade(actor.colour, rng) for actor in scene.actors]
@@ -61,7 +61,7 @@ def _shade(colour: str, rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """A dark tint with a gradient, a soft texture and a few faint thin lines: varied, and never like a shape."""
+    """A dark background with a gradient, a soft texture and a few thin lines, which never resembles a shape."""
     size = scene.image_size
     tint = rng.uniform(0.08, 0.26) + rng.uniform(-0.04, 0.04, size=3)
     direction = rng.uniform(0, 2 * np.pi)
@@ -84,7 +84,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def _outline(shape: str, diameter: float, angle: float) -> np.ndarray:
-    """Returns the corners of a shape around the origin, float [n, 2]; all shapes look about equally large."""
+    """Returns the corners of a shape around the origin, float [n, 2]. All shapes look about equally large."""
     if shape == "circle":
         degrees, radii = np.arange(0, 360, 9.0), np.full(40, 0.5)
     elif shape == "square":
@@ -98,7 +98,7 @@ def _outline(shape: str, diameter: float, angle: float) -> np.ndarray:
 
 
 def _fill(frame: Image.Image, points: np.ndarray, colour: tuple[int, ...]) -> None:
-    """Paints a polygon, antialiased: its mask is drawn larger, in its bounding box only, and averaged down."""
+    """Paints an antialiased polygon: draws its mask at a larger size, within its bounding box, and averages it."""
     corner = np.floor(points.min(axis=0)).astype(int) - 1
     width, height = np.ceil(points.max(axis=0)).astype(int) + 1 - corner
     mask = Image.new("L", (int(width) * _SUPERSAMPLE, int(height) * _SUPERSAMPLE))
@@ -106,7 +106,7 @@ def _fill(frame: Image.Image, points: np.ndarray, colour: tuple[int, ...]) -> No
     frame.paste(colour, (int(corner[0]), int(corner[1])), mask.reduce(_SUPERSAMPLE))
 
 
-# Tracks, one function a kind: (scene, times [F] in 0..1, rng) -> a Track for each actor, of the event played forward.
+# Tracks, a function for each kind of event played forward: (scene, times [F] in 0..1, rng) -> a Track for each actor.
 
 
 def _track(
@@ -127,8 +127,8 @@ def _place(diameter: float, rng: np.random.Generator) -> np.ndarray:
 def _travel(
     t: np.ndarray, direction: str, diameter: float, across: float, rng: np.random.Generator, visible: ArrayLike = True
 ) -> Track:
-    """Crosses the image in one direction: from near one edge to near the other, on a slightly slanted line."""
-    start, end = rng.uniform(0.0, 0.1), rng.uniform(0.9, 1.0)  # stands still before and after: the speed varies
+    """Crosses the image in one direction, from near one edge to near the other, on a slightly slanted line."""
+    start, end = rng.uniform(0.0, 0.1), rng.uniform(0.9, 1.0)  # the shape rests before and after, so its speed varies
     progress = np.clip((t - start) / (end - start), 0, 1)
     margin = 0.6 * diameter
     along = margin + rng.uniform(0, 0.08) + progress * (1 - 2 * margin - rng.uniform(0.08, 0.16))
@@ -151,10 +151,10 @@ def _grow(scene: Scene, t: np.ndarray, rng: np.random.Generator) -> list[Track]:
 
 
 def _turn(scene: Scene, t: np.ndarray, rng: np.random.Generator) -> list[Track]:
-    """Turns in place, slowly: by 15 (star) to 24 degrees (triangle) from one of 8 uniform frames to the next.
+    """Turns in place, slowly: from one of 8 uniform frames to the next by 15 (star) to 24 degrees (triangle).
 
-    Even a third of the clip away the shape has turned by less than half of what maps it onto itself, so the sense of
-    the turn stays plain to see where frames are drawn unevenly.
+    Within a third of the clip the shape turns by less than half of the angle that maps it onto itself. So the direction
+    can be seen in unevenly drawn frames, too.
     """
     diameter = rng.uniform(0.42, 0.54)
     x, y = _place(diameter, rng)
@@ -164,7 +164,7 @@ def _turn(scene: Scene, t: np.ndarray, rng: np.random.Generator) -> list[Track]:
 
 def _bounce(scene: Scene, t: np.ndarray, rng: np.random.Generator) -> list[Track]:
     diameter = _diameter(scene.actors[0], rng)
-    height = np.abs(np.sin(np.pi * (2 * t + rng.uniform(0, 1))))  # two hops, from any moment of the first
+    height = np.abs(np.sin(np.pi * (2 * t + rng.uniform(0, 1))))  # two hops, starting anywhere in the first
     lowest = _FLOOR - 0.5 * diameter
     y = lowest - height * (lowest - 0.6 * diameter - rng.uniform(0, 0.1))
     return [_track(t, _place(diameter, rng)[0], y, diameter, rng.uniform(-8, 8))]
@@ -190,7 +190,7 @@ def _move_in_turn(scene: Scene, t: np.ndarray, rng: np.random.Generator) -> list
 
 
 def _cross(scene: Scene, t: np.ndarray, rng: np.random.Generator) -> list[Track]:
-    """Two shapes meet in the middle, one partly over the other, and go on."""
+    """Two shapes meet in the middle, one partly covers the other, and both move on."""
     axis, first, lane = rng.integers(2), rng.integers(2), rng.uniform(0.3, 0.7)
     tracks = []
     for i, actor in enumerate(scene.actors):

@@ -1,8 +1,8 @@
 """What happens in the clips of `moving_shapes`: scenes, their captions, and the split into train and test.
 
-Every event is defined once, played forward; its time-reversed twin is the same event played backward. So the frames of
-twins come from one distribution, and only their order can tell the two captions apart. Twins form a group, and whole
-groups go to train or to test.
+Every event is defined once, played forward. Its twin is the same event played backward, with the reversed caption. So
+the frames of both come from one distribution, and only their order tells the captions apart. An event and its twin form
+a group, and the whole group is in train or in test.
 """
 
 import itertools
@@ -17,7 +17,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = ("small", "large")
 
-# Share of each kind of event in either split. What a kind cannot fill in the test split goes to the others.
+# Share of each kind of event in both splits. Where a kind has too few test scenes, other kinds take its share.
 KIND_SHARES = {
     "move": 0.28,
     "grow": 0.08,
@@ -38,7 +38,7 @@ WORDINGS = {
     "move_in_turn": ("{0} moves {1}, then {2} moves {3}", "first {0} moves {1}, then {2} {3}"),
     "cross": ("{0} and {2} cross", "{0} and {2} pass each other"),
 }
-SYMMETRIC_KINDS = ("bounce", "cross")  # look the same played backward: no twin, no group
+SYMMETRIC_KINDS = ("bounce", "cross")  # look the same played backward, so they have no twin and no group
 
 _TWIN_MOTIONS = (
     ("from left to right", "from right to left"),
@@ -52,7 +52,7 @@ _REVERSED = dict(_TWIN_MOTIONS) | {backward: forward for forward, backward in _T
 
 @dataclass(frozen=True)
 class Actor:
-    """One coloured shape; `size` is empty where the caption does not name it."""
+    """One coloured shape. `size` is empty if the caption does not name it."""
 
     colour: str
     shape: str
@@ -64,9 +64,9 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip: an event, whether it is played backward, and the seed of everything the caption does not say.
+    """One clip: an event, whether it is played backward, and a seed for what the caption does not say.
 
-    `motions` holds what each actor does when the event is played forward, empty where the kind says it all.
+    `motions` tells what each actor does when the event is played forward; it is empty if the kind of event tells it.
     """
 
     kind: str
@@ -80,7 +80,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """What is seen, in words; never more than 20 of them."""
+        """The event in at most 20 words."""
         told = list(zip(self.actors, self.motions, strict=True))
         if self.backward:
             told = [(actor, _REVERSED[motion]) for actor, motion in reversed(told)]
@@ -88,7 +88,7 @@ class Scene:
 
     @property
     def group(self) -> str:
-        """The id shared by all clips of an event and of its twin; empty for events without a twin."""
+        """The id that all clips of an event and of its twin share; empty for events without a twin."""
         if self.kind in SYMMETRIC_KINDS:
             return ""
         return replace(self, backward=False, wording=0).caption.replace(",", "").replace(" ", "-")
@@ -109,7 +109,7 @@ def _events(kind: str) -> list[tuple[tuple[int, ...], Scene]]:
             for a, b in pairs
             for i, motion in enumerate(motions)
         ]
-    if kind == "turn":  # a turning circle cannot be seen to turn
+    if kind == "turn":  # nobody can see a circle turn
         looks = [(c, s) for c, s in looks if SHAPES[s] != "circle"]
     sizes = SIZES if kind in ("move", "bounce") else ("",)
     forward = {"move": DIRECTIONS[::2], "grow": ("grows",), "turn": ("clockwise",), "bounce": ("",)}[kind]
@@ -122,7 +122,7 @@ def _events(kind: str) -> list[tuple[tuple[int, ...], Scene]]:
 
 
 def _allocate(total: int, capacity: Mapping[str, int], step: Mapping[str, int]) -> dict[str, int]:
-    """Shares `total` clips among the kinds as KIND_SHARES says, `step` at a time, as far as each kind's capacity."""
+    """Divides `total` clips among the kinds by KIND_SHARES, `step` at a time, up to the capacity of each kind."""
     counts = dict.fromkeys(KIND_SHARES, 0)
     while (left := total - sum(counts.values())) > 0:
         open_kinds = [kind for kind in counts if counts[kind] < capacity[kind]]
@@ -134,8 +134,8 @@ def _allocate(total: int, capacity: Mapping[str, int], step: Mapping[str, int]) 
 def _groups(kind: str, rng: np.random.Generator) -> tuple[list[list[Scene]], list[list[Scene]]]:
     """Returns the shuffled groups of a kind: those that may be held out, and those that always train.
 
-    A checkerboard: groups whose attribute indices sum to an odd number may be held out. However many are, train keeps
-    every value of every attribute with every kind of event.
+    Groups whose attribute indices sum to an odd number may be held out, as on a checkerboard. So train keeps every
+    value of every attribute for every kind of event, however many groups are held out.
     """
     events = _events(kind)
     boards: tuple[list[list[Scene]], list[list[Scene]]] = ([], [])
@@ -151,7 +151,7 @@ def _with_wordings(scenes: Iterable[Scene], wordings: Iterable[int]) -> list[Sce
 
 
 def _split(rng: np.random.Generator, num_test: int) -> tuple[list[Scene], dict[str, list[Scene]]]:
-    """Returns the test scenes, each of another meaning, and the scenes left to train, by kind."""
+    """Returns the test scenes, no two of the same meaning, and the remaining scenes for training, by kind."""
     boards = {kind: _groups(kind, rng) for kind in KIND_SHARES}
     size = {kind: len(eligible[0]) for kind, (eligible, _) in boards.items()}
     capacity = {kind: len(eligible) * size[kind] for kind, (eligible, _) in boards.items()}
@@ -164,7 +164,7 @@ def _split(rng: np.random.Generator, num_test: int) -> tuple[list[Scene], dict[s
         eligible, kept = boards[kind]
         num_held_out = -(-count // size[kind])
         held_out = list(itertools.chain.from_iterable(eligible[:num_held_out]))[:count]
-        # One wording for both twins: they differ in nothing but the words of time.
+        # An event and its twin share one wording: their captions differ only in the words for the order.
         wordings = rng.integers(len(WORDINGS[kind]), size=num_held_out).repeat(size[kind])
         test += _with_wordings(held_out, wordings)
         left = kept + eligible[num_held_out:]
@@ -185,8 +185,8 @@ def sample_scenes(
 ) -> tuple[list[Scene], list[Scene]]:
     """Draws the two splits.
 
-    Every test scene has a caption and a meaning of its own, and whole groups are held out, so the splits share no
-    caption. Train goes round its captions: each comes before any is repeated (with another look, maybe in other words).
+    No two test scenes have the same caption or meaning. Whole groups are held out, so the splits share no caption.
+    Train repeats a caption, with another look and maybe another wording, only after all others have occurred.
 
     Returns:
       Train scenes and test scenes, each in random order.

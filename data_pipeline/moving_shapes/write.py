@@ -19,10 +19,10 @@ from data_pipeline.moving_shapes.scenes import Scene, sample_scenes
 from data_pipeline.storage import local_path
 
 FPS = 12
-# "cpu-independent": with x264's fast paths one clip in six came out with other bits from one run to the next.
+# Without "cpu-independent", x264's fast paths gave one clip in six other bits from run to run.
 _X264_OPTIONS = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
 _MIN_IMAGE_SIZE, _MIN_NUM_FRAMES = 32, 8
-_CLIPS_PER_WORKER = 64  # below this a new process costs more than it saves
+_CLIPS_PER_WORKER = 64  # with fewer, a new process costs more time than it saves
 
 _Map = Callable[..., Iterable[str]]
 
@@ -39,9 +39,9 @@ def make_moving_shapes(
 ) -> dict[str, int]:
     """Writes OUT/train and OUT/test: clips 000000.mp4, ... and captions.csv (columns video, caption, group).
 
-    Clips of one group differ in time order only; the group is empty where reversing time changes nothing. A caption
-    file is written after its last clip, so where it exists its clips do. Large sets are made by several processes:
-    call it under `if __name__ == "__main__":` in a script.
+    Clips of one group differ only in the order of events; the group is empty if reversing the clip changes nothing. A
+    caption file is written after its last clip: if it exists, so do its clips. Several processes make large sets, so a
+    script must call this under `if __name__ == "__main__":`.
 
     Returns:
       The number of clips written: {"train": ..., "test": ...}.
@@ -62,14 +62,14 @@ def make_moving_shapes(
 
 
 def write_mp4(frames: np.ndarray, path: str | Path, fps: int = FPS) -> None:
-    """Encodes frames, uint8 [F, H, W, 3] RGB with even H and W, as h264; equal frames give equal files."""
+    """Encodes frames, uint8 [F, H, W, 3] RGB with even H and W, as h264. Equal frames give equal files."""
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise DataError(f"{path}: frames of {width}x{height} cannot be yuv420p; both sides must be even")
     with av.open(f"file:{path}", "w") as container:
         stream = container.add_stream("libx264", rate=fps, options=_X264_OPTIONS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1  # the bits must not depend on the number of cores
+        stream.codec_context.thread_count = 1  # else the bits depend on the number of cores
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -77,12 +77,12 @@ def write_mp4(frames: np.ndarray, path: str | Path, fps: int = FPS) -> None:
 
 @contextmanager
 def _mapper(num_clips: int) -> Iterator[_Map]:
-    """Gives a lazy ordered `map`: over processes where there are clips enough, else the built-in one."""
+    """Yields a lazy ordered `map`: over processes if there are enough clips, else the built-in one."""
     num_workers = min(os.cpu_count() or 1, num_clips // _CLIPS_PER_WORKER)
     if num_workers < 2:
         yield map
         return
-    # Spawned, not forked: the caller may be running JAX, whose threads do not survive a fork.
+    # Spawned, not forked: the caller may run JAX, whose threads do not survive a fork.
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield functools.partial(pool.map, chunksize=8)
 

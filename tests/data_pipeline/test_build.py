@@ -199,10 +199,10 @@ def test_existing_split_is_only_replaced_when_asked(source, tmp_path):
     [
         ({"split": "a/b"}, "split 'a/b'"),
         ({"split": "all"}, "split 'all'"),
-        ({"num_kept_frames": 0}, "num_kept_frames is 0"),
-        ({"resize": 0}, "resize is 0"),
-        ({"max_text_length": 2}, "max_text_length is 2"),
-        ({"num_workers": -1}, "num_workers is -1"),
+        ({"num_kept_frames": 0}, "num_kept_frames=0"),
+        ({"resize": 0}, "resize=0"),
+        ({"max_text_length": 2}, "max_text_length=2"),
+        ({"num_workers": -1}, "num_workers=-1"),
         ({"vocab": "none.txt"}, "vocabulary 'none.txt' cannot be read"),
     ],
 )

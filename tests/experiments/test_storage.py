@@ -92,4 +92,4 @@ def test_missing_extra_is_named(error_of, monkeypatch, shards):
 )
 def test_command_that_needs_a_local_folder_says_so_and_makes_none(error_of, monkeypatch, tmp_path, argv):
     monkeypatch.chdir(tmp_path)
-    assert "lies in a bucket" in error_of(*argv) and not list(tmp_path.iterdir())
+    assert "is in a bucket" in error_of(*argv) and not list(tmp_path.iterdir())
