@@ -1,6 +1,6 @@
 """The fields of a recipe by their full names, such as `train.optimizer.warmup_steps`: listed, described and replaced.
 
-Everything works on any frozen dataclass. A field that holds a dataclass stands for the fields of that one.
+The functions take any frozen dataclass. The fields of a dataclass within it are named after the field that holds it.
 """
 
 import dataclasses

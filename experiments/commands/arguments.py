@@ -1,8 +1,8 @@
 """Reads a command line into a command: a frozen dataclass whose fields are the options and whose `run` does the work.
 
-The docstring is the help of the command, the comment beside a field that of its option. Fields before `KW_ONLY` are
-positional arguments. A field `fields: RecipeFields` adds an option for every field of a recipe. Options may be written
-with `-` or `_`, and a recipe's field by any ending of its name that no other one has.
+The docstring is the help of the command, and the comment beside a field is the help of its option. Fields before
+`KW_ONLY` are positional arguments. The field `fields: RecipeFields` adds an option for every field of a recipe. The
+name of such a field may be shortened to any ending that no other has. Options may be written with `-` or `_`.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from stgt_jax.errors import STGTError
 
 HELP = ("-h", "--help")
 RECIPE_HELP = (
-    "Every field of a recipe is an option too: --train.num_steps 100, or --num_steps 100, as no other field ends so."
-    " `stgt recipes RECIPE` lists them."
+    "Every field of a recipe is an option too, such as --train.num_steps 100. An ending of the name is enough if no"
+    " other field has it: --num_steps 100. `stgt recipes RECIPE` lists the fields."
 )
 
 

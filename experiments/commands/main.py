@@ -1,8 +1,8 @@
-"""The entry point of `stgt`: finds the command, runs it, and turns what ended it into one line and an exit status.
+"""The entry point of `stgt`: finds the command, runs it, and turns an error into one line and an exit status.
 
-Statuses: 0 done, or a training stopped as asked; 2 a mistake that the user can correct; 130 interrupted; 141 whatever
-read the output has closed it. What is slow to import (jax, grain, tensorflow_datasets) each command imports in its
-`run`, so that `--help` and a refused option are quick.
+The statuses: 0 if all is done, or a training stopped because it was asked to; 2 for a mistake that the user can
+correct; 130 if interrupted; 141 if the reader of the output has closed it, as `head` does. A command imports jax and
+other slow libraries in its `run`, so that `--help` and mistakes are answered at once.
 """
 
 import contextlib
@@ -45,14 +45,14 @@ COMMANDS: dict[str, type[Command]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one `stgt` command; returns its exit status."""
-    # What one command compiled the next one loads: a resumed stage, the arms of an ablation. Without a home folder
-    # there is no place to keep it, and each compiles for itself.
+    # A command loads the programs that earlier ones compiled, for example to resume a run. Without a home folder there
+    # is no place to keep them, and each command compiles its own.
     with contextlib.suppress(RuntimeError):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "stgt_jax"))
     try:
         with _log_lines_on_standard_error():
             _run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
+        print(end="", flush=True)  # here, where a closed output is noticed, not at exit
     except Preempted as stop:
         print(f"stgt: {stop}", file=sys.stderr)
     except STGTError as error:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _output_is_closed():
             raise
-        # At exit Python writes what is left in its buffers, which would fail again.
+        # When Python exits it writes what is left in its buffers, which would fail again.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> None:
-    """Runs the command that the first word names or, in a group such as `data`, the first two."""
+    """Runs the command that the first word names; in a group such as `data`, the first two words."""
     group = f"{words[0]} " if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
     names, rest = [name for name in COMMANDS if name.startswith(group)], words[1:] if group else words
     if not rest:
@@ -104,7 +104,7 @@ def _overview(names: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def _log_lines_on_standard_error() -> Iterator[None]:
-    """Shows what the package logs, such as which kernel runs: each line once."""
+    """Shows each line that the package logs once, for example which kernel runs."""
     logger, handler = logging.getLogger("stgt_jax"), logging.StreamHandler()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -119,7 +119,7 @@ def _log_lines_on_standard_error() -> Iterator[None]:
 
 
 def _output_is_closed() -> bool:
-    """Whether the other end of standard output or error is closed, as by `| head -1` after a line."""
+    """Returns whether the reader of standard output or standard error has closed it."""
     poll = select.poll()
     poll.register(1, 0)
     poll.register(2, 0)

@@ -139,6 +139,11 @@ def test_output_that_nobody_reads_any_more_ends_quietly(argv):
     assert done.returncode == 128 + signal.SIGPIPE and not done.stderr
 
 
+def test_command_without_an_output_runs():
+    done = python("sys.stdout = None; sys.exit(main(['recipes']))")  # what Python makes of `stgt recipes >&-`
+    assert done.returncode == 0 and not done.stderr
+
+
 def test_log_line_appears_once_though_the_root_logger_has_a_handler():
     code = """
 import logging
