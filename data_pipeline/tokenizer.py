@@ -62,7 +62,7 @@ def load_tokenizer(vocab_path: str | Path) -> BertWordPieceTokenizer:
         raise DataError(f"vocabulary '{vocab_path}' must start with [PAD], not {tokens[0]!r:.40}")
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
-        raise DataError(f"vocabulary '{vocab_path}' has {len(tokens) - len(vocab)} duplicate tokens")
+        raise DataError(f"vocabulary '{vocab_path}' lists {len(tokens) - len(vocab)} tokens twice")
     return BertWordPieceTokenizer(vocab=vocab, lowercase=True)
 
 
