@@ -1,12 +1,13 @@
-"""BLIP-2 Q-Former: one BERT whose learned queries read the vision tokens, under three attention patterns (paper
-Figure 2, docs/model.md section 3).
+"""BLIP-2's Q-Former: one BERT with learned queries, used under three attention patterns (paper Figure 2,
+docs/model.md section 3).
 
-Unimodal: queries and text never meet. Matching: both see each other. Grounded generation: the text is causal and sees
-the queries, here through the queries' hidden states of every layer, computed once in the unimodal pass.
+Queries read the vision tokens by cross-attention, and share their self-attention with the text. An attention pattern is
+a mask of that self-attention: `unimodal_mask`, `matching_mask` or `generation_mask`.
 Letters: B batch, M vision tokens, Q queries, S text length, H width, V vocabulary.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,63 @@ from stgt_jax.sharding import shard
 _EPSILON = 1e-12  # of every LayerNorm in BERT
 
 
-class QFormerLayer(nn.Module):
-    """Self attention over queries and text, cross attention from the queries, a feed-forward each; all post-norm.
+class Streams(NamedTuple):
+    """The hidden states of queries and text; None where a pass runs without them."""
 
-    Either of `queries` [B, Q, H] and `text` [B, S, H] may be None. `query_states` [B, Q, H] are the queries of an
-    earlier pass at this layer, seen by the text.
+    queries: jax.Array | None  # [B, Q, H]
+    text: jax.Array | None  # [B, S, H]
+
+    def joined(self) -> jax.Array:
+        """Both as one sequence, the queries first: [B, Q + S, H]."""
+        return jnp.concatenate([x for x in self if x is not None], axis=1)
+
+    def split(self, joined: jax.Array) -> "Streams":
+        """Takes a sequence of these streams' lengths apart: the inverse of `joined`."""
+        if self.queries is None:
+            return Streams(None, joined)
+        num_queries = self.queries.shape[1]
+        return Streams(joined[:, :num_queries], None if self.text is None else joined[:, num_queries:])
+
+
+QueryStates = Sequence[jax.Array | None]  # the queries that entered each layer of a group: [B, Q, H], or None
+
+
+class QueryCache(NamedTuple):
+    """The query states that entered each layer in `encode_queries`; `decode` lets the text attend to them."""
+
+    groups: QueryStates | None  # of the repeated groups of layers, [num_groups, B, Q, H] each
+    tail: QueryStates | None  # of the layers after the last whole group
+
+
+def unimodal_mask(attention_mask: jax.Array) -> jax.Array:
+    """Text sees text, without padding: [B, S] -> [B, 1, 1, S].
+
+    The queries run without the text, so the two never meet; they see each other, which takes no mask.
+    """
+    return attention_mask[:, None, None, :].astype(bool)
+
+
+def matching_mask(attention_mask: jax.Array, num_queries: int) -> jax.Array:
+    """Queries and text see the queries, and the text without padding: [B, S] -> [B, 1, 1, Q + S]."""
+    queries = jnp.ones((attention_mask.shape[0], num_queries), bool)
+    return jnp.concatenate([queries, attention_mask.astype(bool)], axis=1)[:, None, None, :]
+
+
+def generation_mask(attention_mask: jax.Array, num_queries: int) -> jax.Array:
+    """Text sees the queries, and the text up to its own position: [B, S] -> [B, 1, S, Q + S].
+
+    The queries do not see the text, so they are those of the unimodal pass and do not run again.
+    """
+    batch, length = attention_mask.shape
+    causal = jnp.tril(jnp.ones((length, length), bool)) & attention_mask[:, None, None, :].astype(bool)
+    queries = jnp.ones((batch, 1, length, num_queries), bool)
+    return jnp.concatenate([queries, causal], axis=-1)
+
+
+class QFormerLayer(nn.Module):
+    """Self-attention of both streams, cross-attention of the queries, and a feed-forward for each stream; post-norm.
+
+    Where `cached_queries` [B, Q, H] is given, the streams attend to them as well.
     """
 
     config: QFormerConfig
@@ -31,54 +84,66 @@ class QFormerLayer(nn.Module):
     cross_attention: bool
 
     @nn.compact
-    def __call__(self, queries, text, vision_tokens, query_states, mask, train):
+    def __call__(
+        self,
+        streams: Streams,
+        vision_tokens: jax.Array | None,
+        cached_queries: jax.Array | None,
+        mask: jax.Array | None,
+        train: bool,
+    ) -> Streams:
         config = self.config
 
         def add_norm(x: jax.Array, branch: jax.Array, name: str) -> jax.Array:
             branch = nn.Dropout(config.dropout, deterministic=not train)(branch)
             return layer_norm(_EPSILON, self.dtype, name)(x + branch)
 
-        def attention(name: str) -> MultiHeadAttention:
-            return MultiHeadAttention(config.num_heads, self.dtype, config.dropout, name=name)
+        def attend(name: str, x: jax.Array, context: jax.Array | None, mask: jax.Array | None = None) -> jax.Array:
+            attention = MultiHeadAttention(config.num_heads, self.dtype, config.dropout, name=name)
+            return add_norm(x, attention(x, context, mask=mask, train=train), f"{name}_norm")
 
-        x = _concatenate(queries, text)
-        context = _concatenate(query_states, x)
-        x = add_norm(x, attention("attention")(x, context, mask=mask, train=train), "attention_norm")
+        def feed_forward(name: str, x: jax.Array) -> jax.Array:
+            return add_norm(x, MlpBlock(config.mlp_dim, gelu, self.dtype, name=name)(x), f"{name}_norm")
+
+        x = streams.joined()
+        context = x if cached_queries is None else jnp.concatenate([cached_queries, x], axis=1)
+        queries, text = streams.split(attend("attention", x, context, mask))
         if queries is not None:
-            queries, text = x[:, : queries.shape[1]], None if text is None else x[:, queries.shape[1] :]
             if self.cross_attention:
-                seen = attention("cross_attention")(queries, vision_tokens, train=train)
-                queries = add_norm(queries, seen, "cross_attention_norm")
-            queries = add_norm(queries, MlpBlock(config.mlp_dim, gelu, self.dtype, name="query_mlp")(queries),
-                               "query_mlp_norm")  # fmt: skip
-        else:
-            text = x
+                queries = attend("cross_attention", queries, vision_tokens)
+            queries = feed_forward("query_mlp", queries)
         if text is not None:
-            text = add_norm(text, MlpBlock(config.mlp_dim, gelu, self.dtype, name="text_mlp")(text), "text_mlp_norm")
-        return queries, text
+            text = feed_forward("text_mlp", text)
+        return Streams(queries, text)
 
 
 class QFormerGroup(nn.Module):
-    """`num_layers` layers, the first with cross attention; carries (queries, text), gives every layer's own queries."""
+    """`num_layers` layers, the first with cross-attention: -> (streams, the queries that entered each layer)."""
 
     config: QFormerConfig
     dtype: jnp.dtype
     num_layers: int
 
     @nn.compact
-    def __call__(self, carry, query_states, vision_tokens, mask, train):
-        queries, text = carry
+    def __call__(
+        self,
+        streams: Streams,
+        cached_queries: QueryStates | None,
+        vision_tokens: jax.Array | None,
+        mask: jax.Array | None,
+        train: bool,
+    ) -> tuple[Streams, QueryStates]:
         incoming = []
         for i in range(self.num_layers):
-            incoming.append(queries)
+            incoming.append(streams.queries)
             layer = QFormerLayer(self.config, self.dtype, cross_attention=i == 0, name=f"layer_{i}")
-            states = None if query_states is None else query_states[i]
-            queries, text = layer(queries, text, vision_tokens, states, mask, train)
-        return (queries, text), incoming
+            cached = None if cached_queries is None else cached_queries[i]
+            streams = layer(streams, vision_tokens, cached, mask, train)
+        return streams, incoming
 
 
 class QFormer(nn.Module):
-    """The shared weights and the attention patterns that use them."""
+    """The shared weights, and a method for each pass over them."""
 
     config: QFormerConfig
     dtype: jnp.dtype
@@ -98,39 +163,44 @@ class QFormer(nn.Module):
             groups = stack(QFormerGroup, num_groups, scan=self.scan, remat=self.remat,
                            in_axes=(0, nn.broadcast, nn.broadcast))  # fmt: skip
             self.groups = groups(config, self.dtype, config.cross_attention_freq)
-        if num_tail:  # a depth that is no multiple of cross_attention_freq ends in the beginning of a group
+        if num_tail:  # a depth that is no multiple of cross_attention_freq ends with the first layers of a group
             self.tail = QFormerGroup(config, self.dtype, num_tail)
         self.lm_dense = nn.Dense(config.width, dtype=self.dtype)
         self.lm_norm = layer_norm(_EPSILON, self.dtype)
         self.lm_bias = self.param("lm_bias", nn.initializers.zeros, (config.vocab_size,))
 
-    def encode_queries(self, vision_tokens: jax.Array, *, train: bool = False) -> tuple[jax.Array, Any]:
-        """Unimodal, vision side: [B, M, D] -> (query states [B, Q, H], the cache that `decode` takes)."""
-        (queries, _), cache = self._layers(self._queries(vision_tokens, train), None, vision_tokens, train=train)
-        return queries, cache
+    def encode_queries(self, vision_tokens: jax.Array, *, train: bool = False) -> tuple[jax.Array, QueryCache]:
+        """Unimodal pass of the queries: [B, M, D] -> (query states [B, Q, H], the cache for `decode`)."""
+        streams = Streams(self._queries(vision_tokens, train), None)
+        streams, cache = self._layers(streams, vision_tokens=vision_tokens, train=train)
+        assert streams.queries is not None
+        return streams.queries, cache
 
     def encode_text(self, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False) -> jax.Array:
-        """Unimodal, text side: ids and mask [B, S] -> text states [B, S, H]."""
-        mask = attention_mask[:, None, None, :].astype(bool)
-        return self._layers(None, self._text(input_ids, train), mask=mask, train=train)[0][1]
+        """Unimodal pass of the text: ids and mask [B, S] -> text states [B, S, H]."""
+        streams = Streams(None, self._text(input_ids, train))
+        streams, _ = self._layers(streams, mask=unimodal_mask(attention_mask), train=train)
+        assert streams.text is not None
+        return streams.text
 
     def match(
         self, vision_tokens: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
     ) -> jax.Array:
-        """Matching: queries and text see each other. ([B, M, D], [B, S], [B, S]) -> query states [B, Q, H]."""
-        queries = self._queries(vision_tokens, train)
-        seen = jnp.concatenate([jnp.ones(queries.shape[:2], bool), attention_mask.astype(bool)], axis=1)
-        text = self._text(input_ids, train)
-        return self._layers(queries, text, vision_tokens, mask=seen[:, None, None, :], train=train)[0][0]
+        """Matching pass: [B, M, D], ids and mask [B, S] -> query states [B, Q, H]."""
+        mask = matching_mask(attention_mask, self.config.num_queries)
+        streams = Streams(self._queries(vision_tokens, train), self._text(input_ids, train))
+        streams, _ = self._layers(streams, vision_tokens=vision_tokens, mask=mask, train=train)
+        assert streams.queries is not None
+        return streams.queries
 
-    def decode(self, cache: Any, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False) -> jax.Array:
-        """Grounded generation: causal text that sees the encoded queries. [B, S] -> next-token logits [B, S, V]."""
-        batch, length = input_ids.shape
-        causal = jnp.tril(jnp.ones((length, length), bool)) & attention_mask[:, None, None, :].astype(bool)
-        sees_queries = jnp.ones((batch, 1, length, self.config.num_queries), bool)
-        mask = jnp.concatenate([sees_queries, causal], axis=-1)
-        text = self._layers(None, self._text(input_ids, train), cache=cache, mask=mask, train=train)[0][1]
-        text = self.lm_norm(gelu(self.lm_dense(text)))
+    def decode(
+        self, cache: QueryCache, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
+    ) -> jax.Array:
+        """Grounded generation: a cache, ids and mask [B, S] -> next-token logits [B, S, V], float32."""
+        mask = generation_mask(attention_mask, self.config.num_queries)
+        streams = Streams(None, self._text(input_ids, train))
+        streams, _ = self._layers(streams, cache=cache, mask=mask, train=train)
+        text = self.lm_norm(gelu(self.lm_dense(streams.text)))
         return shard(self.word_embed.attend(text), "clip", "token", "word").astype(jnp.float32) + self.lm_bias
 
     def _queries(self, vision_tokens: jax.Array, train: bool) -> jax.Array:
@@ -144,17 +214,19 @@ class QFormer(nn.Module):
         text = shard(text, "clip", "token", "feature")
         return self.embed_dropout(self.embed_norm(text), deterministic=not train)
 
-    def _layers(self, queries, text, vision_tokens=None, *, cache=None, mask=None, train):
-        """All layers; returns ((queries, text), cache), the cache being each layer's incoming queries."""
-        carry = (queries, text)
-        group_cache, tail_cache = cache or (None, None)
+    def _layers(
+        self,
+        streams: Streams,
+        *,
+        vision_tokens: jax.Array | None = None,
+        cache: QueryCache | None = None,
+        mask: jax.Array | None = None,
+        train: bool,
+    ) -> tuple[Streams, QueryCache]:
+        """All layers; the cache returned holds the queries that entered each of them."""
+        groups, tail = cache or (None, None)
         if self.config.depth >= self.config.cross_attention_freq:
-            carry, group_cache = self.groups(carry, group_cache, vision_tokens, mask, train)
+            streams, groups = self.groups(streams, groups, vision_tokens, mask, train)
         if self.config.depth % self.config.cross_attention_freq:
-            carry, tail_cache = self.tail(carry, tail_cache, vision_tokens, mask, train)
-        return carry, (group_cache, tail_cache)
-
-
-def _concatenate(left: jax.Array | None, right: jax.Array | None) -> jax.Array:
-    """Joins two sequences [B, S, H] of which either may be absent."""
-    return jnp.concatenate([x for x in (left, right) if x is not None], axis=1)
+            streams, tail = self.tail(streams, tail, vision_tokens, mask, train)
+        return streams, QueryCache(groups, tail)

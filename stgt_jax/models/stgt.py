@@ -1,4 +1,4 @@
-"""STGT, the whole: ViT -> graph transformer -> Q-Former, and the heads that align video with text (paper Figure 1).
+"""The whole model: ViT -> graph transformer -> Q-Former, and the heads that align video with text (paper Figure 1).
 
 Letters: B videos, T frames, L tokens per frame, D vision width, M graph tokens, Q queries, H Q-Former width,
 S text length, E alignment width, V vocabulary.
@@ -13,7 +13,7 @@ from flax import linen as nn
 from stgt_jax.config import ModelConfig
 from stgt_jax.models.graph_transformer import GraphTransformer
 from stgt_jax.models.layers import layer_norm, normalize
-from stgt_jax.models.qformer import QFormer
+from stgt_jax.models.qformer import QFormer, QueryCache
 from stgt_jax.models.vit import VisionTransformer
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -44,7 +44,7 @@ class STGT(nn.Module):
         self.temperature = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
 
     def __call__(self, video: jax.Array, input_ids: jax.Array, attention_mask: jax.Array) -> dict[str, Any]:
-        """Runs every method once, so that `init` makes every parameter; takes equally many videos and texts."""
+        """Runs every method once, so that `init` makes every parameter: B videos and B texts -> all their results."""
         out = self.encode_video(video) | self.encode_text(input_ids, attention_mask)
         out["match_logits"] = self.match(out["graph_tokens"], input_ids, attention_mask)
         out["decode_logits"] = self.decode(out["query_cache"], input_ids, attention_mask)
@@ -54,13 +54,13 @@ class STGT(nn.Module):
         """Encodes videos, or images as videos of one frame.
 
         Args:
-          video: [B, T, height, width, 3], uint8 or floating and then already normalised with CLIP's mean and std.
-          train: dropout on.
+          video: [B, T, height, width, 3]; uint8, or floating-point and already normalised with CLIP's mean and std.
+          train: switches dropout on.
 
         Returns:
-          vit_tokens [B, T, L, D]; graph_tokens [B, M, D], what `match` takes; local_tokens and graph_attention
-          [layers, B, N, D], the nodes of each graph block and what its attention gave (absent without the graph
-          module); query_states [B, Q, H]; video_embed [B, Q, E], float32 of norm 1; query_cache for `decode`.
+          vit_tokens [B, T, L, D]; graph_tokens [B, M, D], which `match` takes; local_tokens and graph_attention
+          [layers, B, N, D], the input and output of each block's graph attention (absent for the graph variant "none");
+          query_states [B, Q, H]; video_embed [B, Q, E], float32 of norm 1; query_cache, which `decode` takes.
         """
         vit_tokens = self.vision(normalize_frames(video, jnp.dtype(self.config.dtype)))
         intermediates: dict[str, jax.Array] = {}
@@ -80,40 +80,40 @@ class STGT(nn.Module):
     def encode_text(
         self, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
     ) -> dict[str, jax.Array]:
-        """Encodes captions, ids and mask [B, S] -> text_state [B, H] of [CLS]; text_embed [B, E], float32 of norm 1."""
+        """Encodes captions (ids, mask [B, S]) -> text_state [B, H] of [CLS]; text_embed [B, E], float32 of norm 1."""
         text_state = self.qformer.encode_text(input_ids, attention_mask, train=train)[:, 0]
         return {"text_state": text_state, "text_embed": normalize(self.text_proj(text_state))}
 
     def match(
         self, graph_tokens: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
     ) -> jax.Array:
-        """Scores pairs of video and text: [B, M, D], [B, S], [B, S] -> logits [B, 2] float32; class 1 is a match."""
+        """Scores video-text pairs: [B, M, D], ids and mask [B, S] -> logits [B, 2] float32; class 1 means "match"."""
         states = self.qformer.match(self.ln_vision(graph_tokens), input_ids, attention_mask, train=train)
         return self.itm_head(states).astype(jnp.float32).mean(axis=1)
 
     def decode(
-        self, query_cache: Any, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
+        self, query_cache: QueryCache, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
     ) -> jax.Array:
         """Next-token logits of captions that start with [DEC]: ids and mask [B, S] -> [B, S, V] float32."""
         return self.qformer.decode(query_cache, input_ids, attention_mask, train=train)
 
 
 def normalize_frames(video: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """uint8 frames [..., 3] in CLIP's normalisation; floating ones pass as they are."""
+    """Applies CLIP's normalisation to uint8 frames [..., 3]; floating-point frames count as normalised already."""
     if video.dtype != jnp.uint8:
         return video.astype(dtype)
     scaled = video.astype(jnp.float32) / 255.0
     return ((scaled - jnp.asarray(CLIP_MEAN)) / jnp.asarray(CLIP_STD)).astype(dtype)
 
 
-def generate(model: STGT, params: Any, query_cache: Any, *, max_length: int) -> jax.Array:
-    """Greedy captions.
+def generate(model: STGT, params: Any, query_cache: QueryCache, *, max_length: int) -> jax.Array:
+    """Captions by greedy decoding: at each position the most probable token.
 
     Args:
       model: the model.
       params: its parameters.
-      query_cache: of `encode_video` for B videos.
-      max_length: S, tokens at most, [DEC] included.
+      query_cache: what `encode_video` returned for B videos.
+      max_length: S, the most tokens of a caption, [DEC] included.
 
     Returns:
       ids [B, S] int32: [DEC], the caption, [SEP], then padding.
@@ -122,7 +122,7 @@ def generate(model: STGT, params: Any, query_cache: Any, *, max_length: int) -> 
     batch = jax.tree.leaves(query_cache)[0].shape[-3]
     ids = jnp.full((batch, max_length), PAD_TOKEN_ID, jnp.int32).at[:, 0].set(config.dec_token_id)
 
-    def step(i, carry):
+    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         ids, ended = carry
         mask = jnp.broadcast_to(jnp.arange(max_length) < i, ids.shape)
         logits = jnp.asarray(model.apply({"params": params}, query_cache, ids, mask, method="decode"))
