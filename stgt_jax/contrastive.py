@@ -1,9 +1,11 @@
-"""VTC and CSAL on the global batch, and the hard negatives drawn from it (paper section 3.3, docs/model.md section 4).
+"""VTC or CSAL on the global batch, computed in blocks, and hard negatives from the same similarities (paper
+section 3.3, docs/model.md section 4).
 
-Every video meets every text, but no device ever holds all their similarities, still less those of every query: each
-compares its own videos with all texts, a block of texts at a time, and keeps of a block what its rows and columns come
-to (`Reading`). Readings of the parts of a row or column merge into that of the whole. Letters: B clips, b those of one
-device, Q queries, E alignment width.
+The results equal `losses.vtc_loss` and `losses.csal_loss`, but the similarities of all videos with all texts are never
+in memory at once. Each device compares its own videos with all texts, one block of texts at a time. From a block it
+keeps a few numbers for each row and each column (`LogitStatistics`), such as the log-sum-exp. The numbers of the blocks
+of a row are then merged into those of the whole row, as in the softmax of flash attention.
+Letters: B clips, b clips of one device, K texts of a block, Q queries, E alignment width.
 """
 
 import functools
@@ -17,60 +19,62 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from stgt_jax.config import LossConfig
+from stgt_jax.losses import csal_target_logits
 from stgt_jax.models.layers import normalize
 from stgt_jax.sharding import mesh_axes, mesh_to_split_over
 
 _NEVER = -1e30  # a logit whose softmax is 0
-_CSAL_MIN_SIMILARITY = 0.05
-_CSAL_SHARPNESS = 5.0
 _BLOCK_SIZE = 2**24  # similarities of single queries held at once, 64 MB
 
 
-class Best(NamedTuple):
-    """The largest of some numbers and where it is, [N] each."""
+class Maximum(NamedTuple):
+    """The largest entry of each row, [N] each."""
 
     value: jax.Array
-    clip: jax.Array
+    clip: jax.Array  # the global index of its column
 
 
-class Reading(NamedTuple):
-    """What the logits of each of N clips come to, against all clips or a part of them; [N] each."""
+class LogitStatistics(NamedTuple):
+    """What the loss needs to know of N rows of logits, over all columns or over a block of them; [N] each."""
 
     log_sum_exp: jax.Array
-    total: jax.Array
-    best: Best
-    negative: Best  # drawn from their softmax without the own pair, by the Gumbel-max trick
-    target_log_sum_exp: jax.Array  # of the energies whose softmax the targets are
+    total: jax.Array  # the sum of the logits
+    best: Maximum
+    negative: Maximum  # the hard negative: the largest of logit + Gumbel noise, the own pair left out
+    target_log_sum_exp: jax.Array  # of the target logits; the targets are their softmax
     target_mean: jax.Array  # of the logits, weighted by the targets
 
 
 class Contrast(NamedTuple):
-    """The contrastive loss and what else is read from the same similarities."""
+    """The contrastive loss, and what else comes from the same similarities."""
 
     loss: jax.Array  # []
     negative_video: jax.Array  # [B], for each text
     negative_text: jax.Array  # [B], for each video
-    accuracy_v2t: jax.Array  # [], the share of videos whose own text is the best
-    accuracy_t2v: jax.Array  # []
+    accuracy_v2t: jax.Array  # [], the share of videos that are most similar to their own text
+    accuracy_t2v: jax.Array  # [], the share of texts that are most similar to their own video
 
 
 @jax.custom_vjp
 def similarity(video_embed: jax.Array, text_embed: jax.Array) -> jax.Array:
     """s(i, j) = max over queries of v[i, q] . t[j]: [Bv, Q, E], [Bt, E] -> [Bv, Bt].
 
-    The gradient remembers which query was the best (the first of equals), not the similarities of all of them.
+    For the gradient only the index of the best query (the first of equals) is kept, not the similarity of every query.
     """
     return _similarity_forward(video_embed, text_embed)[0]
 
 
-def _similarity_forward(video_embed, text_embed):
+_SimilarityResiduals = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _similarity_forward(video_embed: jax.Array, text_embed: jax.Array) -> tuple[jax.Array, _SimilarityResiduals]:
     by_query = jnp.einsum("vqe,te->vtq", video_embed, text_embed)
     best = by_query.argmax(axis=-1).astype(np.min_scalar_type(by_query.shape[-1]))
     return by_query.max(axis=-1), (video_embed, text_embed, checkpoint_name(best, "best_query"))
 
 
-def _similarity_backward(saved, gradient):
-    video_embed, text_embed, best = saved
+def _similarity_backward(residuals: _SimilarityResiduals, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    video_embed, text_embed, best = residuals
     of_query = jax.nn.one_hot(best, video_embed.shape[1], dtype=gradient.dtype) * gradient[..., None]  # [Bv, Bt, Q]
     of_video = jnp.einsum("vtq,te->vqe", of_query, text_embed)
     return of_video, jnp.einsum("vtq,vqe->te", of_query, video_embed)
@@ -82,44 +86,45 @@ similarity.defvjp(_similarity_forward, _similarity_backward)
 def contrast(
     video_embed: jax.Array, text_embed: jax.Array, temperature: jax.Array, rng: jax.Array, config: LossConfig
 ) -> Contrast:
-    """The contrastive loss of the global batch: VTC, or CSAL with its soft targets.
+    """The contrastive loss of the global batch: VTC or CSAL.
 
     Args:
-      video_embed: [B, Q, E] of norm 1, float32; split over the mesh in use by clips, like `text_embed`.
+      video_embed: [B, Q, E] of norm 1, float32. On a mesh its clips are split over devices, as are those of
+        `text_embed`.
       text_embed: [B, E] of norm 1, float32.
       temperature: [], which similarities are divided by.
-      rng: a key, for the negatives: what is drawn for a clip does not depend on the mesh.
-      config: which loss, its label smoothing, and whether CSAL's targets have a gradient.
+      rng: a key for the hard negatives. What is drawn for a clip does not depend on the mesh.
+      config: which loss, its label smoothing, and whether gradients flow into CSAL's targets.
     """
-    read = functools.partial(_read, config=config)
+    compare = functools.partial(_compare, config=config)
     mesh, batch = mesh_to_split_over(), video_embed.shape[0]
     if mesh is not None and (axes := mesh_axes(mesh, "clip", batch)):
         by_clip = P(axes)
-        read = jax.shard_map(
-            functools.partial(read, axes=axes),
+        compare = jax.shard_map(
+            functools.partial(compare, axes=axes),
             in_specs=(by_clip, by_clip, P(), P()),
             out_specs=by_clip,
             check_vma=False,
         )
-    by_video, by_text = read(video_embed, text_embed, temperature, rng)
+    of_videos, of_texts = compare(video_embed, text_embed, temperature, rng)
 
     smoothing = config.csal_label_smoothing if config.contrastive == "csal" else config.vtc_label_smoothing
 
-    def cross_entropy(reading: Reading) -> jax.Array:
-        expected = (1.0 - smoothing) * reading.target_mean + smoothing * reading.total / batch
-        return (reading.log_sum_exp - expected).mean()
+    def cross_entropy(statistics: LogitStatistics) -> jax.Array:
+        expected = (1.0 - smoothing) * statistics.target_mean + smoothing * statistics.total / batch
+        return (statistics.log_sum_exp - expected).mean()
 
     own = jnp.arange(batch)
     return Contrast(
-        loss=(cross_entropy(by_video) + cross_entropy(by_text)) / 2.0,
-        negative_video=by_text.negative.clip,
-        negative_text=by_video.negative.clip,
-        accuracy_v2t=(by_video.best.clip == own).mean(),
-        accuracy_t2v=(by_text.best.clip == own).mean(),
+        loss=(cross_entropy(of_videos) + cross_entropy(of_texts)) / 2.0,
+        negative_video=of_texts.negative.clip,
+        negative_text=of_videos.negative.clip,
+        accuracy_v2t=(of_videos.best.clip == own).mean(),
+        accuracy_t2v=(of_texts.best.clip == own).mean(),
     )
 
 
-def _read(
+def _compare(
     video_embed: jax.Array,
     text_embed: jax.Array,
     temperature: jax.Array,
@@ -127,76 +132,75 @@ def _read(
     *,
     config: LossConfig,
     axes: tuple[str, ...] = (),
-) -> tuple[Reading, Reading]:
-    """This device's part, [b, Q, E] and [b, E] -> the readings of its videos against all texts, and of its texts."""
+) -> tuple[LogitStatistics, LogitStatistics]:
+    """Compares this device's clips, [b, Q, E] and [b, E], with those of all devices on the mesh axes `axes`.
+
+    Returns the statistics of its videos (over all texts) and of its texts (over all videos), [b] each.
+    """
     local, num_queries = video_embed.shape[:2]
-    videos = jnp.arange(local) + (local * jax.lax.axis_index(axes) if axes else 0)
+    videos = jnp.arange(local) + (local * jax.lax.axis_index(axes) if axes else 0)  # [b], global indices
     csal = config.contrastive == "csal"
     own = [text_embed, normalize(video_embed.mean(axis=1))] if csal else [text_embed]  # [b, E] each
-    others = [_from_all(x, axes) for x in own]  # [B, E] each
-    batch = others[0].shape[0]
+    everyone = [_gather(x, axes) for x in own]  # [B, E] each
+    batch = everyone[0].shape[0]
     size = _block_length(batch, local * num_queries)
     text_key, video_key = jax.random.split(rng)
 
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("logits", "best_query"))
-    def read_block(block: tuple[jax.Array, list[jax.Array]]) -> tuple[Reading, Reading]:
-        texts, others = block
-        logits = checkpoint_name(similarity(video_embed, others[0]) / temperature, "logits")  # [b, size]
+    def compare_block(block: tuple[jax.Array, list[jax.Array]]) -> tuple[LogitStatistics, LogitStatistics]:
+        texts, others = block  # [K], [K, E] each
+        logits = checkpoint_name(similarity(video_embed, others[0]) / temperature, "logits")  # [b, K]
         own_pair = videos[:, None] == texts
         if csal:
-            energies = csal_energies(own[1] @ others[1].T, own[0] @ others[0].T)
-            energies = jax.lax.stop_gradient(energies) if config.csal_stop_gradient else energies
+            targets = csal_target_logits(own[1] @ others[1].T, own[0] @ others[0].T)
+            targets = jax.lax.stop_gradient(targets) if config.csal_stop_gradient else targets
         else:
-            energies = jnp.where(own_pair, 0.0, _NEVER)
+            targets = jnp.where(own_pair, 0.0, _NEVER)
         pairs = jnp.where(own_pair, _NEVER, jax.lax.stop_gradient(logits))
         return (
-            _reading(logits, energies, pairs + _gumbel(text_key, videos, texts), texts),
-            _reading(logits.T, energies.T, (pairs + _gumbel(video_key, videos, texts)).T, videos),
+            _row_statistics(logits, targets, pairs + _pair_noise(text_key, videos, texts), texts),
+            _row_statistics(logits.T, targets.T, (pairs + _pair_noise(video_key, videos, texts)).T, videos),
         )
 
-    blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (jnp.arange(batch), others))
-    by_video, by_text = jax.lax.map(read_block, blocks)  # [blocks, b], [blocks, size]
-    return _merged(by_video), _merged(jax.tree.map(lambda x: _to_owners(x.reshape(-1), axes), by_text))
+    blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (jnp.arange(batch), everyone))
+    of_videos, of_texts = jax.lax.map(compare_block, blocks)  # [blocks, b], [blocks, K]
+    return _merge(of_videos), _merge(jax.tree.map(lambda x: _send_to_owners(x.reshape(-1), axes), of_texts))
 
 
-def csal_energies(video_similarity: jax.Array, text_similarity: jax.Array) -> jax.Array:
-    """CSAL's targets are the softmax of these: 5 R, R = relu(u u^T) relu(t t^T), entries of R below 0.05 being -100."""
-    cross = jax.nn.relu(video_similarity) * jax.nn.relu(text_similarity)
-    return _CSAL_SHARPNESS * jnp.where(cross < _CSAL_MIN_SIMILARITY, -100.0, cross)
-
-
-def _reading(logits: jax.Array, energies: jax.Array, noisy: jax.Array, columns: jax.Array) -> Reading:
-    """Of rows [N, K]; `columns` [K] says which clips the logits are with."""
-    return Reading(
+def _row_statistics(
+    logits: jax.Array, target_logits: jax.Array, noisy_logits: jax.Array, columns: jax.Array
+) -> LogitStatistics:
+    """Of arrays [N, K]; `columns` [K] are the global indices of the clips in the columns."""
+    return LogitStatistics(
         log_sum_exp=jax.nn.logsumexp(logits, axis=1),
         total=logits.sum(axis=1),
-        best=Best(jax.lax.stop_gradient(logits).max(axis=1), columns[logits.argmax(axis=1)]),
-        negative=Best(noisy.max(axis=1), columns[noisy.argmax(axis=1)]),
-        target_log_sum_exp=jax.nn.logsumexp(energies, axis=1),
-        target_mean=(jax.nn.softmax(energies, axis=1) * logits).sum(axis=1),
+        best=Maximum(jax.lax.stop_gradient(logits).max(axis=1), columns[logits.argmax(axis=1)]),
+        negative=Maximum(noisy_logits.max(axis=1), columns[noisy_logits.argmax(axis=1)]),
+        target_log_sum_exp=jax.nn.logsumexp(target_logits, axis=1),
+        target_mean=(jax.nn.softmax(target_logits, axis=1) * logits).sum(axis=1),
     )
 
 
-def _merged(parts: Reading) -> Reading:
-    """[parts, N] -> [N]; of equal values the first part's is the best."""
+def _merge(parts: LogitStatistics) -> LogitStatistics:
+    """The statistics of whole rows from those of their parts, [parts, N] -> [N]; of equal maxima the first wins."""
 
-    def best(parts: Best) -> Best:
-        first = parts.value.argmax(axis=0)[None]
-        return Best(*(jnp.take_along_axis(x, first, axis=0)[0] for x in parts))
+    def largest(maxima: Maximum) -> Maximum:
+        first = maxima.value.argmax(axis=0)[None]
+        return Maximum(*(jnp.take_along_axis(x, first, axis=0)[0] for x in maxima))
 
     weights = jax.nn.softmax(parts.target_log_sum_exp, axis=0)
-    return Reading(
+    return LogitStatistics(
         log_sum_exp=jax.nn.logsumexp(parts.log_sum_exp, axis=0),
         total=parts.total.sum(axis=0),
-        best=best(parts.best),
-        negative=best(parts.negative),
+        best=largest(parts.best),
+        negative=largest(parts.negative),
         target_log_sum_exp=jax.nn.logsumexp(parts.target_log_sum_exp, axis=0),
         target_mean=(weights * parts.target_mean).sum(axis=0),
     )
 
 
-def _gumbel(key: jax.Array, videos: jax.Array, texts: jax.Array) -> jax.Array:
-    """Noise for each pair, [len(videos), len(texts)], which depends on the key and the pair alone."""
+def _pair_noise(key: jax.Array, videos: jax.Array, texts: jax.Array) -> jax.Array:
+    """Gumbel noise for each pair, [len(videos), len(texts)]. It depends on nothing but the key and the pair."""
 
     def of_pair(video: jax.Array, text: jax.Array) -> jax.Array:
         return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, video), text))
@@ -205,17 +209,20 @@ def _gumbel(key: jax.Array, videos: jax.Array, texts: jax.Array) -> jax.Array:
 
 
 def _block_length(batch: int, width: int) -> int:
-    """The most columns that divide the batch and, `width` similarities each, fit into a block."""
+    """The largest number of columns that divides the batch and, at `width` similarities a column, fits in a block."""
     return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= max(1, _BLOCK_SIZE // width))
 
 
-def _from_all(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def _gather(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """[b, ...] -> [B, ...] of all devices."""
     return jax.lax.all_gather(x, axes, tiled=True) if axes else x
 
 
-def _to_owners(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """What this device has for every clip, [B], against what every device has for this one's: [devices, b]."""
+def _send_to_owners(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Exchanges this device's numbers for the clips of all devices, [B], for all devices' numbers for its clips.
+
+    [B] -> [devices, b].
+    """
     if not axes:
         return x[None]
     devices = math.prod(jax.lax.axis_size(axis) for axis in axes)

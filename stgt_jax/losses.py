@@ -1,125 +1,71 @@
-"""The losses of both stages: VTC or CSAL, VTM with hard negatives, VTG (paper section 3.3, docs/model.md section 4).
+"""The losses of both stages as formulas of whole arrays: VTC, CSAL, VTM and VTG (paper section 3.3,
+docs/model.md section 4).
 
-All are those of the global batch, however many devices it is split over. Letters: B clips, M graph tokens, D vision
-width, S text length, V vocabulary.
+`stgt_jax.contrastive` computes VTC and CSAL of a large batch block by block; the formulas here say what it computes.
+Letters: B clips, S text length, V vocabulary.
 """
-
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from einops import rearrange
 
-from stgt_jax.config import LossConfig
-from stgt_jax.contrastive import contrast
-from stgt_jax.models.stgt import STGT
-from stgt_jax.ops.fetch_rows import fetch_rows
+_CSAL_MIN_SIMILARITY = 0.05
+_CSAL_SHARPNESS = 5.0
 
 
-class Triples(NamedTuple):
-    """The inputs of `match` for each clip, one after the other: its own text, another video, another text."""
+def vtc_loss(logits: jax.Array, *, label_smoothing: float) -> jax.Array:
+    """Video-text contrastive loss: the target of each clip is its own pair (docs/model.md section 4.2).
 
-    graph_tokens: jax.Array  # [3B, M, D]
-    input_ids: jax.Array  # [3B, S]
-    attention_mask: jax.Array  # [3B, S]
-
-
-def matching_triples(
-    graph_tokens: jax.Array,
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
-    negative_video: jax.Array,
-    negative_text: jax.Array,
-) -> Triples:
-    """Makes them of [B, M, D], [B, S], [B, S] and, [B] each, a video for each text and a text for each video.
-
-    A clip's three stay on its device: only the other videos' tokens travel, and the captions, which are small.
+    Args:
+      logits: [B, B], the similarity of each video (row) to each text (column), divided by the temperature.
+      label_smoothing: the share of the target that all pairs get alike.
     """
-
-    def by_clip(*three: jax.Array) -> jax.Array:
-        return rearrange(jnp.stack(three, axis=1), "b three ... -> (b three) ...")
-
-    def with_other(x: jax.Array) -> jax.Array:
-        return by_clip(x, x, x[negative_text])
-
-    tokens = by_clip(graph_tokens, fetch_rows(graph_tokens, negative_video), graph_tokens)
-    return Triples(tokens, with_other(input_ids), with_other(attention_mask))
+    return _mean_of_both_directions(logits, jnp.eye(len(logits)), label_smoothing)
 
 
-def vtm_loss(match_logits: jax.Array) -> jax.Array:
-    """Matching loss over the rows of `matching_triples`, of which every third is a match: [3B, 2] -> scalar."""
-    return optax.softmax_cross_entropy_with_integer_labels(match_logits, _match_labels(match_logits)).mean()
+def csal_loss(
+    logits: jax.Array, video_similarity: jax.Array, text_similarity: jax.Array, *, label_smoothing: float
+) -> jax.Array:
+    """Cross-similarity alignment loss: clips alike in video and text share the target (docs/model.md section 4.3).
+
+    Args:
+      logits: [B, B], as for `vtc_loss`.
+      video_similarity: [B, B], u u^T, where u are the videos' embeddings averaged over queries and normalised.
+      text_similarity: [B, B], t t^T, where t are the texts' embeddings.
+      label_smoothing: as for `vtc_loss`.
+    """
+    targets = jax.nn.softmax(csal_target_logits(video_similarity, text_similarity), axis=1)
+    return _mean_of_both_directions(logits, targets, label_smoothing)
 
 
-def _match_labels(match_logits: jax.Array) -> jax.Array:
-    return (jnp.arange(len(match_logits)) % 3 == 0).astype(jnp.int32)
+def csal_target_logits(video_similarity: jax.Array, text_similarity: jax.Array) -> jax.Array:
+    """The softmax of these is CSAL's target: 5 R, with R = relu(u u^T) relu(t t^T) and -100 where R < 0.05."""
+    cross = jax.nn.relu(video_similarity) * jax.nn.relu(text_similarity)
+    return _CSAL_SHARPNESS * jnp.where(cross < _CSAL_MIN_SIMILARITY, -100.0, cross)
+
+
+def _mean_of_both_directions(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
+    """Cross-entropy of videos to texts and of texts to videos, which have the same targets."""
+    targets = (1.0 - label_smoothing) * targets + label_smoothing / len(targets)
+    video_to_text = optax.softmax_cross_entropy(logits, targets).mean()
+    text_to_video = optax.softmax_cross_entropy(logits.T, targets).mean()
+    return (video_to_text + text_to_video) / 2.0
+
+
+def vtm_loss(match_logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Video-text matching loss: logits [3B, 2] and labels [3B], 1 for a match -> scalar (docs/model.md section 4.4)."""
+    return optax.softmax_cross_entropy_with_integer_labels(match_logits, labels).mean()
 
 
 def vtg_loss(
     logits: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, label_smoothing: float
 ) -> jax.Array:
-    """Next-token loss of captions, mean over the tokens that are no padding: [B, S, V], [B, S], [B, S] -> scalar."""
+    """Video-grounded text generation loss (docs/model.md section 4.5): cross-entropy of each next token.
+
+    The mean over all tokens that are not padding: [B, S, V], ids and mask [B, S] -> scalar.
+    """
     logits, labels, mask = logits[:, :-1], input_ids[:, 1:], attention_mask[:, 1:]
     log_probs = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]  # [B, S-1]
     losses = (1.0 - label_smoothing) * nll - label_smoothing * log_probs.mean(axis=-1)
     return (losses * mask).sum() / jnp.maximum(mask.sum(), 1)
-
-
-def stgt_losses(
-    model: STGT,
-    params: Any,
-    batch: Mapping[str, jax.Array],
-    rng: jax.Array,
-    config: LossConfig,
-    *,
-    train: bool,
-    negatives: tuple[jax.Array, jax.Array] | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The training forward of one stage: contrastive (VTC or CSAL) + VTM + VTG.
-
-    Args:
-      model: the model.
-      params: its parameters.
-      batch: video [B, T, height, width, 3], input_ids and attention_mask [B, S].
-      rng: a key for dropout and the hard negatives.
-      config: which contrastive loss, and the label smoothing of each loss.
-      train: dropout on.
-      negatives: (a video for each text, a text for each video), [B] each, to use instead of drawing them.
-
-    Returns:
-      (total loss, {"loss", "loss_contrastive", "loss_vtm", "loss_vtg", "accuracy_v2t", "accuracy_t2v",
-      "accuracy_vtm", "temperature"}), scalars.
-    """
-    negative_rng, *method_rngs = jax.random.split(rng, 5)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-
-    def apply(method: str, *inputs: Any) -> Any:
-        rngs = {"dropout": method_rngs[("encode_video", "encode_text", "match", "decode").index(method)]}
-        return model.apply({"params": params}, *inputs, train=train, method=method, rngs=rngs)
-
-    video = apply("encode_video", batch["video"])
-    text = apply("encode_text", ids, mask)
-
-    contrastive = contrast(video["video_embed"], text["text_embed"], params["temperature"], negative_rng, config)
-    chosen = negatives or (contrastive.negative_video, contrastive.negative_text)
-    match_logits = apply("match", *matching_triples(video["graph_tokens"], ids, mask, *chosen))
-    loss_vtm = vtm_loss(match_logits)
-
-    decoder_ids = ids.at[:, 0].set(model.config.qformer.dec_token_id)
-    decoder_logits = apply("decode", video["query_cache"], decoder_ids, mask)
-    loss_vtg = vtg_loss(decoder_logits, ids, mask, label_smoothing=config.vtg_label_smoothing)
-
-    loss = contrastive.loss + loss_vtm + loss_vtg
-    return loss, {
-        "loss": loss,
-        "loss_contrastive": contrastive.loss,
-        "loss_vtm": loss_vtm,
-        "loss_vtg": loss_vtg,
-        "accuracy_v2t": contrastive.accuracy_v2t,
-        "accuracy_t2v": contrastive.accuracy_t2v,
-        "accuracy_vtm": (match_logits.argmax(axis=1) == _match_labels(match_logits)).mean(),
-        "temperature": params["temperature"],
-    }

@@ -11,9 +11,9 @@ import pytest
 
 from stgt_jax.config import LossConfig, ModelConfig
 from stgt_jax.convert.reference import from_reference, reference_config, to_reference
-from stgt_jax.losses import stgt_losses
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.graph_attention import adjacency
+from stgt_jax.train.objective import stgt_losses
 
 GOLDEN_DIR = Path(os.environ.get("STGT_GOLDEN_DIR", Path(__file__).parent / "golden"))
 FORWARD_TOLERANCE = 2e-5  # of the largest magnitude

@@ -1,29 +1,38 @@
-"""Matching, generation and their sum with the contrastive loss, of which see test_contrastive.py."""
-
-from typing import Any
+"""The formulas of the losses on cases worked out by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from models_for_tests import tiny
 
-from stgt_jax.config import LossConfig
-from stgt_jax.losses import matching_triples, stgt_losses, vtg_loss, vtm_loss
-from stgt_jax.models.stgt import STGT
+from stgt_jax.losses import csal_loss, vtc_loss, vtg_loss, vtm_loss
 
 
-def test_vtm_labels_the_first_of_each_three_as_a_match() -> None:
-    logits = jnp.array([[-9.0, 9.0], [9.0, -9.0], [9.0, -9.0]] * 2)
-    assert vtm_loss(logits) < 1e-6
-    assert vtm_loss(-logits) > 15
+def test_vtc_of_uninformative_logits_is_the_log_of_the_batch() -> None:
+    np.testing.assert_allclose(vtc_loss(jnp.zeros((6, 6)), label_smoothing=0.1), np.log(6), rtol=1e-6)
 
 
-def test_triples_are_own_text_another_video_another_text() -> None:
-    tokens, ids = jnp.arange(3)[:, None, None], 10 + jnp.arange(3)[:, None]
-    triples = matching_triples(tokens, ids, ids + 10, jnp.array([1, 2, 0]), jnp.array([2, 0, 1]))
-    assert triples.graph_tokens.ravel().tolist() == [0, 1, 0, 1, 2, 1, 2, 0, 2]
-    assert triples.input_ids.ravel().tolist() == [10, 10, 12, 11, 11, 10, 12, 12, 11]
-    assert triples.attention_mask.ravel().tolist() == [20, 20, 22, 21, 21, 20, 22, 22, 21]
+def test_vtc_wants_the_diagonal_and_smoothing_a_share_of_all() -> None:
+    logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+    rows, columns = jax.nn.log_softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=0)
+    own = [-(x[0, 0] + x[1, 1]) / 2 for x in (rows, columns)]
+    np.testing.assert_allclose(vtc_loss(logits, label_smoothing=0.0), np.mean(own), rtol=1e-6)
+    smoothed = [0.8 * x - 0.2 * y.mean() for x, y in zip(own, (rows, columns), strict=True)]
+    np.testing.assert_allclose(vtc_loss(logits, label_smoothing=0.2), np.mean(smoothed), rtol=1e-6)
+
+
+def test_csal_shares_the_target_between_clips_alike_in_both_modalities() -> None:
+    logits = 100 * jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    alike = logits / 100
+    loss = csal_loss(logits, alike, alike, label_smoothing=0.0)
+    np.testing.assert_allclose(loss, 2 / 3 * np.log(2), rtol=1e-5)  # the entropy of (1/2, 1/2), (1/2, 1/2) and (1,)
+    other_texts = csal_loss(logits, alike, jnp.eye(3), label_smoothing=0.0)
+    np.testing.assert_allclose(other_texts, vtc_loss(logits, label_smoothing=0.0), rtol=1e-5)
+
+
+def test_vtm_is_the_cross_entropy_of_match_or_not() -> None:
+    logits, labels = jnp.array([[-9.0, 9.0], [9.0, -9.0]]), jnp.array([1, 0])
+    assert vtm_loss(logits, labels) < 1e-6
+    assert vtm_loss(-logits, labels) > 15
 
 
 def test_vtg_ignores_padding_and_the_first_token() -> None:
@@ -39,22 +48,3 @@ def test_vtg_ignores_padding_and_the_first_token() -> None:
         log_probs = np.asarray(jax.nn.log_softmax(logits[b, s]))
         terms.append(-0.9 * log_probs[ids[b, s + 1]] - 0.1 * log_probs.mean())
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
-
-
-def test_total_is_the_sum() -> None:
-    model, rng = STGT(tiny()), np.random.default_rng(0)
-    batch = {
-        "video": jnp.asarray(rng.integers(0, 256, (4, 4, 32, 32, 3), np.uint8)),
-        "input_ids": jnp.asarray(rng.integers(5, 60, (4, 8), np.int32)),
-        "attention_mask": jnp.ones((4, 8), jnp.int32),
-    }
-
-    @jax.jit
-    def run() -> Any:
-        params = model.init(jax.random.key(0), **batch)["params"]
-        return stgt_losses(model, params, batch, jax.random.key(1), LossConfig(), train=False)
-
-    loss, metrics = run()
-    expected = metrics["loss_contrastive"] + metrics["loss_vtm"] + metrics["loss_vtg"]
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    assert 0 <= metrics["accuracy_vtm"] <= 1

@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from stgt_jax.config import TrainConfig
 from stgt_jax.errors import STGTError
-from stgt_jax.losses import stgt_losses
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import batch_layout, replicated
+from stgt_jax.train.objective import stgt_losses
 from stgt_jax.train.optimizer import make_optimizer, make_schedule
 from stgt_jax.train.state import TrainState, abstract_state, merge_params
 

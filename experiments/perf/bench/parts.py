@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from stgt_jax.config import LossConfig
-from stgt_jax.losses import matching_triples, stgt_losses
 from stgt_jax.models.stgt import STGT, normalize_frames
+from stgt_jax.train.objective import matching_triples, stgt_losses
 
 Arrays = dict[str, Any]  # by name: those of a batch, and what parts give
 

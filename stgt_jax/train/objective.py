@@ -1,0 +1,114 @@
+"""The training forward: from a batch through the model to the total loss of a stage (docs/model.md section 4.6).
+
+The losses are those of the global batch, however many devices it is split over. Letters: B clips, M graph tokens,
+D vision width, S text length.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from stgt_jax.config import LossConfig
+from stgt_jax.contrastive import contrast
+from stgt_jax.losses import vtg_loss, vtm_loss
+from stgt_jax.models.stgt import STGT
+from stgt_jax.ops.fetch_rows import fetch_rows
+
+
+class Triples(NamedTuple):
+    """The inputs of `match`, three rows for each clip: its own pair, another video with its text, another text."""
+
+    graph_tokens: jax.Array  # [3B, M, D]
+    input_ids: jax.Array  # [3B, S]
+    attention_mask: jax.Array  # [3B, S]
+
+
+def matching_triples(
+    graph_tokens: jax.Array,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    negative_video: jax.Array,
+    negative_text: jax.Array,
+) -> Triples:
+    """Combines videos and texts to matching and non-matching pairs.
+
+    The three rows of a clip stay on the device that holds the clip. Only the tokens of the negative videos are sent
+    between devices, and the texts, which are small.
+
+    Args:
+      graph_tokens: [B, M, D].
+      input_ids: [B, S].
+      attention_mask: [B, S].
+      negative_video: [B], a video for each text.
+      negative_text: [B], a text for each video.
+    """
+
+    def by_clip(*three: jax.Array) -> jax.Array:
+        return rearrange(jnp.stack(three, axis=1), "b three ... -> (b three) ...")
+
+    def with_negative(x: jax.Array) -> jax.Array:
+        return by_clip(x, x, x[negative_text])
+
+    tokens = by_clip(graph_tokens, fetch_rows(graph_tokens, negative_video), graph_tokens)
+    return Triples(tokens, with_negative(input_ids), with_negative(attention_mask))
+
+
+def stgt_losses(
+    model: STGT,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    rng: jax.Array,
+    config: LossConfig,
+    *,
+    train: bool,
+    negatives: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The losses of one stage: contrastive (VTC or CSAL) + VTM + VTG.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      batch: video [B, T, height, width, 3], input_ids and attention_mask [B, S].
+      rng: a key for dropout and the hard negatives.
+      config: which contrastive loss, and the label smoothing of each loss.
+      train: switches dropout on.
+      negatives: (a video for each text, a text for each video), [B] each, to use instead of drawing them.
+
+    Returns:
+      (total loss, {"loss", "loss_contrastive", "loss_vtm", "loss_vtg", "accuracy_v2t", "accuracy_t2v",
+      "accuracy_vtm", "temperature"}), scalars.
+    """
+    negative_rng, *method_rngs = jax.random.split(rng, 5)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+
+    def apply(method: str, *inputs: Any) -> Any:
+        rngs = {"dropout": method_rngs[("encode_video", "encode_text", "match", "decode").index(method)]}
+        return model.apply({"params": params}, *inputs, train=train, method=method, rngs=rngs)
+
+    video = apply("encode_video", batch["video"])
+    text = apply("encode_text", ids, mask)
+
+    contrastive = contrast(video["video_embed"], text["text_embed"], params["temperature"], negative_rng, config)
+    chosen = negatives or (contrastive.negative_video, contrastive.negative_text)
+    match_logits = apply("match", *matching_triples(video["graph_tokens"], ids, mask, *chosen))
+    match_labels = (jnp.arange(len(match_logits)) % 3 == 0).astype(jnp.int32)  # the first of each three is a match
+    loss_vtm = vtm_loss(match_logits, match_labels)
+
+    decoder_ids = ids.at[:, 0].set(model.config.qformer.dec_token_id)
+    decoder_logits = apply("decode", video["query_cache"], decoder_ids, mask)
+    loss_vtg = vtg_loss(decoder_logits, ids, mask, label_smoothing=config.vtg_label_smoothing)
+
+    loss = contrastive.loss + loss_vtm + loss_vtg
+    return loss, {
+        "loss": loss,
+        "loss_contrastive": contrastive.loss,
+        "loss_vtm": loss_vtm,
+        "loss_vtg": loss_vtg,
+        "accuracy_v2t": contrastive.accuracy_v2t,
+        "accuracy_t2v": contrastive.accuracy_t2v,
+        "accuracy_vtm": (match_logits.argmax(axis=1) == match_labels).mean(),
+        "temperature": params["temperature"],
+    }

@@ -1,0 +1,40 @@
+"""The pairs that matching sees, and the sum of the losses."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models_for_tests import tiny
+
+from stgt_jax.config import LossConfig
+from stgt_jax.models.stgt import STGT
+from stgt_jax.train.objective import matching_triples, stgt_losses
+
+
+def test_triples_are_own_text_another_video_another_text() -> None:
+    tokens, ids = jnp.arange(3)[:, None, None], 10 + jnp.arange(3)[:, None]
+    triples = matching_triples(tokens, ids, ids + 10, jnp.array([1, 2, 0]), jnp.array([2, 0, 1]))
+    assert triples.graph_tokens.ravel().tolist() == [0, 1, 0, 1, 2, 1, 2, 0, 2]
+    assert triples.input_ids.ravel().tolist() == [10, 10, 12, 11, 11, 10, 12, 12, 11]
+    assert triples.attention_mask.ravel().tolist() == [20, 20, 22, 21, 21, 20, 22, 22, 21]
+
+
+def test_total_is_the_sum() -> None:
+    model, rng = STGT(tiny()), np.random.default_rng(0)
+    batch = {
+        "video": jnp.asarray(rng.integers(0, 256, (4, 4, 32, 32, 3), np.uint8)),
+        "input_ids": jnp.asarray(rng.integers(5, 60, (4, 8), np.int32)),
+        "attention_mask": jnp.ones((4, 8), jnp.int32),
+    }
+
+    @jax.jit
+    def run() -> Any:
+        params = model.init(jax.random.key(0), **batch)["params"]
+        return stgt_losses(model, params, batch, jax.random.key(1), LossConfig(), train=False)
+
+    loss, metrics = run()
+    expected = metrics["loss_contrastive"] + metrics["loss_vtm"] + metrics["loss_vtg"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert 0 <= metrics["accuracy_vtm"] <= 1
