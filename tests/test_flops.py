@@ -11,6 +11,7 @@ from stgt_jax.config import GraphConfig, LossConfig, ModelConfig, QFormerConfig,
 from stgt_jax.flops import graph_attention_flops, model_flops
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.graph_attention import banded, graph_attention
+from stgt_jax.ops.graph_attention.implementation import Inputs, Output
 from stgt_jax.train.state import param_shapes
 
 # As wide as 10 operations an element (a norm, a softmax) need to be few beside the products; only compiled, never run.
@@ -63,7 +64,8 @@ def test_graph_attention_is_counted_on_neighbouring_frames_alone():
 
     def backward(query, key, value, weights, out, log_sum_exp, d_out):
         """Alone: beside the forward pass XLA finds the scores that both compute."""
-        return banded.backward(query, key, value, weights, jnp.zeros(5, jnp.int32), out, log_sum_exp, d_out, 0.0)
+        inputs = Inputs(query, key, value, weights, jnp.zeros(5, jnp.int32), 0.0)
+        return banded.backward(inputs, Output(out, log_sum_exp), d_out)
 
     by_frame = by_head.update(shape=(1, FRAMES, patches, heads, width // heads))
     weights = jax.ShapeDtypeStruct((1, FRAMES, 3, patches, patches), jnp.float32)

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, the one place where ViT, Q-Former and the attention within and across frames get it."""
+"""Scaled dot-product attention, for the ViT, the Q-Former and the attention within and across frames."""
 
 import functools
 import logging
@@ -13,9 +13,8 @@ from stgt_jax.ops import attention_gpu, attention_tpu
 from stgt_jax.ops.platform import target_platform
 from stgt_jax.sharding import mesh_axes, mesh_to_split_over
 
-# The scores of smaller frames are so few that XLA's own fusions do.
-_MIN_FUSED_LENGTH = 128
-_KERNELS: dict[str, ModuleType] = {"tpu": attention_tpu, "gpu": attention_gpu}  # of a platform
+_MIN_FUSED_LENGTH = 128  # tokens of a frame; for fewer, XLA's own fusions are fast enough
+_KERNELS: dict[str, ModuleType] = {"tpu": attention_tpu, "gpu": attention_gpu}  # by platform
 
 
 def attention(
@@ -29,22 +28,23 @@ def attention(
 ) -> jax.Array:
     """softmax(query key^T / sqrt(d)) value, the softmax in float32.
 
-    The tokens of frames, [B, T, S, heads, d], go through one fused kernel: ours on TPUs, cuDNN's on NVIDIA GPUs in 16
-    bits. All else is XLA's.
+    Arrays with a frame dimension, [B, T, S, heads, d], run in a fused kernel where there is one: this project's own on
+    TPUs, cuDNN's on NVIDIA GPUs in 16 bits. Everything else runs in plain XLA.
 
     Args:
-      query: [B, Sq, heads, d], or the tokens of frames [B, T, S, heads, d], which take no mask.
-      key: [B, Sk, heads, d], or like `query`.
-      value: [B, Sk, heads, d], or like `query`.
-      mask: bool, broadcastable to [B, heads, Sq, Sk]; False hides a key. Every query must see at least one key.
+      query: [B, Sq, heads, d]; or [B, T, S, heads, d], where the tokens of each frame attend to each other.
+      key: [B, Sk, heads, d]; or [B, T, S, heads, d].
+      value: like `key`.
+      mask: bool, broadcastable to [B, heads, Sq, Sk]; False hides a key. Every query must see at least one key. Frames
+        take no mask.
       dropout_rate: share of the probabilities set to zero.
-      dropout_rng: needed for dropout; None switches it off.
+      dropout_rng: a key for dropout; without one there is no dropout.
 
     Returns:
       The shape and dtype of `query`.
 
     Raises:
-      ValueError: a mask for frames, or frames that attend to others.
+      ValueError: frames were given a mask, or keys and values of another shape than the queries.
     """
     if dropout_rng is not None and dropout_rate > 0.0:
         return nn.dot_product_attention(
@@ -62,12 +62,14 @@ def attention(
     if query.ndim == 4:
         return jax.nn.dot_product_attention(query, key, value, mask=mask)
     if mask is not None or not query.shape == key.shape == value.shape:
-        raise ValueError(f"frames attend to themselves without a mask; got {query.shape}, {key.shape}, {value.shape}")
+        raise ValueError(
+            f"frames take no mask, and query, key and value of one shape; got {query.shape}, {key.shape}, {value.shape}"
+        )
     return _on_each_device(_attend_within_frames, query, key, value)
 
 
 def _attend_within_frames(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """[B, T, S, heads, d] each -> the same, on one device."""
+    """[B, T, S, heads, d] each -> the same shape, on one device."""
     kernel = _KERNELS.get(target_platform())
     if kernel and query.shape[2] >= _MIN_FUSED_LENGTH:
         if not (unfit := kernel.unfit(query)):

@@ -1,9 +1,8 @@
-"""Attention among the tokens of a frame on NVIDIA GPUs: cuDNN's fused kernel, through jax.nn.
+"""Attention among the tokens of a frame on NVIDIA GPUs: cuDNN's fused kernel, called through jax.nn.
 
-JAX refuses to differentiate it for an odd number of tokens, as it takes a missing bias for one (0.10 and 0.11). Where a
-gradient is asked for an odd frame gets one token more, which nobody attends to.
-
-Letters: B clips, T frames, S tokens, H heads of d.
+JAX refuses to differentiate this kernel for an odd number of tokens, because it mistakes a missing bias for a given one
+(0.10 and 0.11). Where a gradient is needed, an odd frame is therefore padded with one token, to which nothing attends.
+Letters: B clips, T frames, S tokens, H heads of width d.
 """
 
 import jax
@@ -19,20 +18,20 @@ def unfit(query: jax.Array) -> str:
     """Why cuDNN cannot take `query` [B, T, S, H, d] on the device in use; empty where it can."""
     head_dim = query.shape[-1]
     if query.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"takes 16 bits, not {query.dtype}"
+        return f"takes bfloat16 or float16, not {query.dtype}"
     if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
-        return f"takes heads of a multiple of 8, at most {_MAX_HEAD_DIM}, not of {head_dim}"
+        return f"takes head widths that are multiples of 8 up to {_MAX_HEAD_DIM}, not {head_dim}"
     return unfit_gpu()
 
 
 @jax.custom_vjp
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """As `ops.attention.attention` for frames, [B, T, S, H, d] each; on other platforms XLA computes the same."""
+    """Like `ops.attention.attention` for frames, [B, T, S, H, d] each; other platforms compute it in plain XLA."""
     return _attend(query, key, value)
 
 
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, num_keys: int | None = None) -> jax.Array:
-    """To the first `num_keys` keys of each frame, by default to all."""
+    """Attends to the first `num_keys` keys of each frame, by default to all."""
     batch, frames = query.shape[:2]
     out = jax.nn.dot_product_attention(
         *(rearrange(x, "b t s h d -> (b t) s h d") for x in (query, key, value)),

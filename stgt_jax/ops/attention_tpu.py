@@ -1,10 +1,9 @@
 """Attention among the tokens of a frame as one fused kernel, for TPUs (Pallas, Mosaic TPU).
 
-A few hundred tokens: all scores of a head fit into vector memory, and never leave it. XLA writes and reads them several
-times, and JAX's flash attention wants sequences and heads padded to multiples of 128; here a program takes a frame with
-its heads side by side, as the projections leave them.
-
-Letters: B clips, T frames, S tokens, H heads of d.
+A frame has a few hundred tokens, so all scores of a head fit into vector memory and never leave it. XLA would write and
+read them several times, and JAX's flash attention needs sequences and heads padded to multiples of 128. Here a program
+takes one frame with its heads side by side, the layout that the projections produce.
+Letters: B clips, T frames, S tokens, H heads of width d.
 """
 
 import functools
@@ -29,7 +28,7 @@ def unfit(query: jax.Array) -> str:
 
 
 def _vmem_bytes(query: jax.Array) -> int:
-    """What the backward kernel, the larger one, needs: blocks twice, for one moves while another is used."""
+    """Vector memory of the backward kernel, the larger one. Blocks count twice: one is loaded while another is used."""
     *_, length, heads, head_dim = query.shape
     rows = round_up(length, SUBLANES)
     blocks = rows * (8 * round_up(heads * head_dim, LANES) * query.dtype.itemsize + round_up(heads, LANES) * 4)
@@ -38,7 +37,7 @@ def _vmem_bytes(query: jax.Array) -> int:
 
 @jax.custom_vjp
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """softmax(query key^T / sqrt(d)) value, the softmax in float32: [B, T, S, H, d] each -> the same."""
+    """softmax(query key^T / sqrt(d)) value, the softmax in float32: [B, T, S, H, d] each -> the same shape."""
     return _forward(query, key, value)[0]
 
 
@@ -72,14 +71,14 @@ def _run(
     wide_outputs: Sequence[Any],
     outputs: Sequence[tuple[int, Any]] = (),
 ) -> Sequence[jax.Array]:
-    """Runs `kernel(head_dim, references ...)` for each frame of arrays [B, T, S, width].
+    """Runs `kernel(head_dim, *refs)` for each frame of arrays [B, T, S, width].
 
     Args:
-      kernel: what to run.
-      query: [B, T, S, H, d].
-      inputs: arrays.
-      wide_outputs: dtypes of results of width H * d.
-      outputs: (width, dtype) of further ones.
+      kernel: takes references to one frame of the inputs, then of the results.
+      query: [B, T, S, H, d], for the sizes.
+      inputs: arrays [B, T, S, width].
+      wide_outputs: the dtypes of the results of width H * d, which come first.
+      outputs: (width, dtype) of the other results.
     """
     batch, frames, length, heads, head_dim = query.shape
     results = [(heads * head_dim, dtype) for dtype in wide_outputs] + list(outputs)
@@ -107,11 +106,12 @@ def _run(
 
 
 def _columns(head_dim: int, width: int) -> list[tuple[int, slice]]:
-    """(head, its columns) of [S, H * d]."""
+    """The columns of each head in [S, H * d]: [(head, columns)]."""
     return [(head, slice(head * head_dim, (head + 1) * head_dim)) for head in range(width // head_dim)]
 
 
-def _forward_kernel(head_dim, query_ref, key_ref, value_ref, out_ref, log_sum_exp_ref):
+def _forward_kernel(head_dim: int, *refs: jax.Ref) -> None:
+    query_ref, key_ref, value_ref, out_ref, log_sum_exp_ref = refs
     for head, columns in _columns(head_dim, query_ref.shape[-1]):
         value = value_ref[:, columns]
         scores = product(query_ref[:, columns], key_ref[:, columns], (1, 1)) * head_dim**-0.5
@@ -123,9 +123,8 @@ def _forward_kernel(head_dim, query_ref, key_ref, value_ref, out_ref, log_sum_ex
         log_sum_exp_ref[:, head : head + 1] = highest + jnp.log(total)
 
 
-def _backward_kernel(
-    head_dim, query_ref, key_ref, value_ref, out_ref, d_out_ref, log_sum_exp_ref, d_query_ref, d_key_ref, d_value_ref
-):
+def _backward_kernel(head_dim: int, *refs: jax.Ref) -> None:
+    query_ref, key_ref, value_ref, out_ref, d_out_ref, log_sum_exp_ref, d_query_ref, d_key_ref, d_value_ref = refs
     for head, columns in _columns(head_dim, query_ref.shape[-1]):
         query, key, out, d_out = (ref[:, columns] for ref in (query_ref, key_ref, out_ref, d_out_ref))
         delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1, keepdims=True)

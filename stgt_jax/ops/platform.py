@@ -1,14 +1,14 @@
-"""The platform that what is traced now will run on: it decides between kernels."""
+"""The platform for which a program is traced. The choice of kernels depends on it."""
 
 import jax
 
-_MIN_COMPUTE_CAPABILITY = 8.0  # of Triton and of cuDNN's fused attention
+_MIN_COMPUTE_CAPABILITY = 8.0  # what Triton and cuDNN's fused attention need
 
 
 def target_platform() -> str:
-    """That of the mesh in use, which may be compiled for without being there; else that of the default device.
+    """The platform of the mesh in use, else of the default device: "cpu", "tpu", "gpu" (NVIDIA) or "rocm" (AMD).
 
-    "cpu", "tpu", "gpu" for NVIDIA's, "rocm" for AMD's.
+    The devices of the mesh need not exist: a program can be compiled for a machine elsewhere.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device or _default_device()
     platform = device if isinstance(device, str) else device.platform
@@ -18,9 +18,9 @@ def target_platform() -> str:
 
 
 def unfit_gpu() -> str:
-    """Why no fused kernel can run on the NVIDIA GPU in use.
+    """Why the NVIDIA GPU in use cannot run the fused kernels; empty where it can.
 
-    Empty where one can, where the target is another platform, and where it is a GPU that this machine does not have.
+    Also empty for other platforms, and for a GPU that is compiled for but is not in this machine.
     """
     if target_platform() != "gpu":
         return ""

@@ -1,4 +1,4 @@
-"""What the TPU kernels share: the size of tiles, a float32 matrix product, and how much vector memory there is."""
+"""What the TPU kernels share: tile sizes, a float32 matrix product, and the limits of vector memory."""
 
 import jax
 import jax.numpy as jnp
@@ -7,19 +7,19 @@ from jax.experimental.pallas import tpu as pltpu
 from stgt_jax.ops.platform import target_platform
 
 LANES, SUBLANES = 128, 16  # of a bfloat16 tile
-_VMEM_SHARE = 0.9  # of the vector memory that a kernel may plan with
+_VMEM_SHARE = 0.9  # of the vector memory, which a kernel may plan to use
 
 
 def unfit(query: jax.Array, vmem_bytes: int) -> str:
     """Why a kernel cannot run on the device in use; empty where it can.
 
     Args:
-      query: its main input, of which only the dtype matters.
+      query: its main input; only the dtype matters.
       vmem_bytes: the vector memory that the kernel needs.
     """
     if query.dtype not in (jnp.float32, jnp.bfloat16):
         return f"takes float32 or bfloat16, not {query.dtype}"
-    if target_platform() != "tpu":  # interpreted, in as much memory as there is
+    if target_platform() != "tpu":  # elsewhere the kernel is interpreted, in ordinary memory
         return ""
     limit = int(_VMEM_SHARE * pltpu.get_tpu_info().vmem_capacity_bytes)
     if vmem_bytes <= limit:
@@ -28,12 +28,12 @@ def unfit(query: jax.Array, vmem_bytes: int) -> str:
 
 
 def vmem_limit(vmem_bytes: int) -> int:
-    """What the compiler is told, for a kernel that plans with `vmem_bytes`."""
+    """The limit to set in the compiler for a kernel that plans to use `vmem_bytes`."""
     return int(vmem_bytes / _VMEM_SHARE)
 
 
 def product(left: jax.Array, right: jax.Array, contracted: tuple[int, int]) -> jax.Array:
-    """Matrix product in float32 over one dimension of each; of float32 inputs a full one, in several passes."""
+    """Matrix product over one dimension of each, summed in float32; float32 inputs are multiplied in full precision."""
     precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dims = (((contracted[0],), (contracted[1],)), ((), ()))
     return jax.lax.dot_general(left, right, dims, precision=precision, preferred_element_type=jnp.float32)

@@ -11,12 +11,13 @@ import pytest
 from stgt_jax.ops.graph_attention import banded, pallas_gpu, pallas_tpu
 from stgt_jax.ops.graph_attention.dropout import make_key
 from stgt_jax.ops.graph_attention.graph import banded_adjacency
+from stgt_jax.ops.graph_attention.implementation import Inputs
 
 KERNELS = [pytest.param(module, id=module.__name__.rpartition(".")[2]) for module in (pallas_tpu, pallas_gpu)]
 
 
 def make_arrays(num_frames: int, patches: int, head_dim: int, beyond: int = 0, sim_threshold: float = 0.1) -> dict:
-    """What `backward` takes, but for what `forward` gives."""
+    """What `forward_and_backward` takes."""
     keys = jax.random.split(jax.random.key(0), 5)
     shape = (2, num_frames, patches, 2, head_dim)
     with_neighbours = (2, num_frames + 2 * beyond, *shape[2:])
@@ -30,9 +31,9 @@ def make_arrays(num_frames: int, patches: int, head_dim: int, beyond: int = 0, s
 
 @functools.partial(jax.jit, static_argnames=("module", "dropout_rate"))
 def forward_and_backward(module, query, key, value, weights, dropout, d_out, dropout_rate=0.0):
-    out, log_sum_exp = module.forward(query, key, value, weights, dropout, dropout_rate)
-    grads = module.backward(query, key, value, weights, dropout, out, log_sum_exp, d_out, dropout_rate)
-    return {"out": out, "log_sum_exp": log_sum_exp, "grads": grads}
+    inputs = Inputs(query, key, value, weights, dropout, dropout_rate)
+    output = module.forward(inputs)
+    return {**output._asdict(), "grads": module.backward(inputs, output, d_out)}
 
 
 def assert_same(left: dict, right: dict, tolerance: float) -> None:

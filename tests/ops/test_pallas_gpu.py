@@ -8,6 +8,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from test_kernels import forward_and_backward, make_arrays
 
 from stgt_jax.ops.graph_attention import pallas_gpu
+from stgt_jax.ops.graph_attention.implementation import Inputs
 
 
 def test_the_smallest_weight_is_an_edge_in_16_bits() -> None:
@@ -15,7 +16,7 @@ def test_the_smallest_weight_is_an_edge_in_16_bits() -> None:
     value = arrays["value"].astype(jnp.bfloat16)
     weights = jnp.zeros_like(arrays["weights"]).at[:, 0, 1, 0, 2].set(2.0**-20)
     query, key = (arrays[name].astype(jnp.bfloat16) for name in ("query", "key"))
-    out, _ = pallas_gpu.forward(query, key, value, weights, arrays["dropout"], 0.0)
+    out, _ = pallas_gpu.forward(Inputs(query, key, value, weights, arrays["dropout"], 0.0))
     np.testing.assert_array_equal(out[:, 0, 0], value[:, 0, 2])
     np.testing.assert_array_equal(out[:, 0, 1:], 0.0)
 

@@ -30,7 +30,7 @@ def test_each_platform_has_its_own(on, platform: str, module) -> None:
 def test_what_the_kernel_cannot_take_goes_to_plain_xla_unless_forced(on) -> None:
     on("gpu")
     assert select.choose("auto", TOO_WIDE) is banded
-    with pytest.raises(STGTError, match=r"implementation='pallas_gpu' has no tile for heads of 256.*'banded'"):
+    with pytest.raises(STGTError, match=r"'pallas_gpu' takes heads of width 128 at most, not 256.*'banded'"):
         select.choose("pallas_gpu", TOO_WIDE)
 
 
@@ -42,7 +42,7 @@ def test_gpu_too_old_for_triton_has_plain_xla(on, gpu_of) -> None:
 
 
 def test_log_says_once_what_runs_and_why(on, caplog: pytest.LogCaptureFixture) -> None:
-    select._say.cache_clear()
+    select._log_once.cache_clear()
     caplog.set_level(logging.INFO, "stgt_jax")
     on("gpu")
     for query in (QUERY, QUERY, TOO_WIDE, TOO_WIDE):
@@ -50,7 +50,7 @@ def test_log_says_once_what_runs_and_why(on, caplog: pytest.LogCaptureFixture) -
     first, second = caplog.messages
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert first == "graph attention on gpu: pallas_gpu"
-    assert second.startswith("graph attention on gpu: banded (the kernel of this platform has no tile")
+    assert second.startswith("graph attention on gpu: banded (the kernel of this platform takes heads")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Graph attention: the weights of a cosine-similarity graph over neighbouring frames, multiplied into attention scores.
+"""Graph attention: attention whose scores are multiplied by the weights of a graph between neighbouring frames.
 
-The nodes are the P local tokens of T frames, N = T * P, frame after frame (paper section 3.2,
+Nodes are the P local tokens of each of T frames, N = T * P, frame by frame (paper section 3.2,
 docs/model.md section 2.3).
 
-    op -> graph -> dense                                         the formula as it is written
-       -> over_mesh -> graph -> banded | pallas_tpu | pallas_gpu  linear in T, one contract: forward and backward
+    op -> graph -> dense                                          the formula as written, memory quadratic in T
+       -> over_mesh -> graph -> banded | pallas_tpu | pallas_gpu  memory linear in T; `implementation` is their protocol
 """
 
 from stgt_jax.ops.graph_attention.graph import adjacency

@@ -1,9 +1,8 @@
-"""Graph attention over the blocks of neighbouring frames, in plain XLA: any device, any size, linear in T.
+"""Graph attention over the blocks of neighbouring frames, in plain XLA: any device, any size, memory linear in T.
 
-One frame at a time attends to the window of the frame before, itself and the one after; no more than one window's
-scores are ever held. The backward pass computes them again from the saved log-sum-exp.
-
-Letters: T frames that attend, Tk = T, or T + 2 with a neighbour beyond each end; P nodes a frame, K nodes a window.
+A loop over frames attends to one window at a time: the frame before, the frame itself and the one after. Only one
+window's scores are in memory. The backward pass computes them again from the saved log-sum-exp.
+Letters: as in `implementation`; K nodes of a window.
 """
 
 import dataclasses
@@ -16,26 +15,18 @@ from einops import rearrange
 
 from stgt_jax.ops.graph_attention.dropout import keep_scale
 from stgt_jax.ops.graph_attention.graph import NO_EDGE
+from stgt_jax.ops.graph_attention.implementation import Gradients, Inputs, Output
 
 
-def forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, weights: jax.Array, dropout: jax.Array, dropout_rate: float
-) -> tuple[jax.Array, jax.Array]:
-    """Attends.
+def unfit(query: jax.Array) -> str:
+    """See `Implementation`: empty, as it takes every size on every device."""
+    return ""
 
-    Args:
-      query: [B, T, P, H, d].
-      key: [B, Tk, P, H, d].
-      value: [B, Tk, P, H, d].
-      weights: [B, T, 3, P, P] of `banded_adjacency`.
-      dropout: its key.
-      dropout_rate: share of the probabilities set to zero.
 
-    Returns:
-      (output [B, T, P, H, d], log-sum-exp of each node's scores [B, T, P, H] float32, 0 without an edge).
-    """
-    query, key, value = map(_frames_first, (query, key, value))
-    weights = rearrange(weights, "b t w p k -> t b 1 p (w k)")
+def forward(inputs: Inputs) -> Output:
+    """See `Implementation`."""
+    query, key, value = map(_frames_first, (inputs.query, inputs.key, inputs.value))
+    weights = rearrange(inputs.weights, "b t w p k -> t b 1 p (w k)")
 
     def attend(carry: None, window: _Window) -> tuple[None, tuple[jax.Array, jax.Array]]:
         scores = _scores(query[window.frame], window.keys(key), window.graph(weights))
@@ -44,40 +35,30 @@ def forward(
         probabilities = jnp.exp(scores - highest)  # [B, H, P, K], not yet divided by their sum
         total = probabilities.sum(axis=-1, keepdims=True)
         log_sum_exp = jnp.where(has_edge, highest + jnp.log(total), 0.0)
-        if dropout_rate > 0.0:
-            probabilities *= window.keep_scale(dropout, probabilities.shape, dropout_rate)
+        if inputs.dropout_rate > 0.0:
+            probabilities *= window.keep_scale(inputs, probabilities.shape)
         out = _product("bhpk,bhkd->bhpd", probabilities.astype(value.dtype), window.keys(value))
         out = jnp.where(has_edge, out / total, 0.0)
         return None, (out.astype(query.dtype), log_sum_exp)
 
     out, log_sum_exp = _each_frame(attend, None, len(query), len(key))[1]
-    return _frames_second(out), rearrange(log_sum_exp, "t b h p 1 -> b t p h")
+    return Output(_frames_second(out), rearrange(log_sum_exp, "t b h p 1 -> b t p h"))
 
 
-def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    weights: jax.Array,
-    dropout: jax.Array,
-    out: jax.Array,
-    log_sum_exp: jax.Array,
-    d_out: jax.Array,
-    dropout_rate: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of query, key and value, from what `forward` took and gave and the gradient of its output."""
-    delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1)  # [B, T, P, H]
-    log_sum_exp, delta = (rearrange(x, "b t p h -> t b h p 1") for x in (log_sum_exp, delta))
-    query, key, value, d_out = map(_frames_first, (query, key, value, d_out))
-    weights = rearrange(weights, "b t w p k -> t b 1 p (w k)")
+def backward(inputs: Inputs, output: Output, d_out: jax.Array) -> Gradients:
+    """See `Implementation`."""
+    delta = (output.out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1)  # [B, T, P, H]
+    log_sum_exp, delta = (rearrange(x, "b t p h -> t b h p 1") for x in (output.log_sum_exp, delta))
+    query, key, value, d_out = map(_frames_first, (inputs.query, inputs.key, inputs.value, d_out))
+    weights = rearrange(inputs.weights, "b t w p k -> t b 1 p (w k)")
     dtype = query.dtype
 
     def attend(carry: Any, window: _Window) -> tuple[Any, jax.Array]:
         frame, graph = window.frame, window.graph(weights)
         probabilities = jnp.exp(_scores(query[frame], window.keys(key), graph) - log_sum_exp[frame])
         kept, d_probabilities = probabilities, _product("bhpd,bhkd->bhpk", d_out[frame], window.keys(value))
-        if dropout_rate > 0.0:
-            scale = window.keep_scale(dropout, probabilities.shape, dropout_rate)
+        if inputs.dropout_rate > 0.0:
+            scale = window.keep_scale(inputs, probabilities.shape)
             kept, d_probabilities = kept * scale, d_probabilities * scale
         d_scores = probabilities * (d_probabilities - delta[frame]) * (graph * query.shape[-1] ** -0.5)
         d_scores, kept = d_scores.astype(dtype), kept.astype(dtype)
@@ -88,7 +69,7 @@ def backward(
 
     zeros = jnp.zeros(key.shape, jnp.float32)
     (d_key, d_value), d_query = _each_frame(attend, (zeros, zeros), len(query), len(key))
-    return tuple(_frames_second(x.astype(dtype)) for x in (d_query, d_key, d_value))  # type: ignore[return-value]
+    return Gradients(*(_frames_second(x.astype(dtype)) for x in (d_query, d_key, d_value)))
 
 
 def _frames_first(x: jax.Array) -> jax.Array:
@@ -111,12 +92,12 @@ def _scores(query: jax.Array, key: jax.Array, graph: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """What a frame attends to: `num_frames` key frames from `first` on, blocks from `block` on of its three."""
+    """The key frames that a frame attends to: three, or fewer at the ends of a clip."""
 
-    frame: jax.Array | int
-    first: jax.Array | int
-    num_frames: int
-    block: int
+    frame: jax.Array | int  # the frame that attends
+    first: jax.Array | int  # the first key frame, as an index into Tk
+    num_frames: int  # the number of key frames
+    block: int  # the first of them, as an index into the three blocks of the weights
 
     def keys(self, x: jax.Array) -> jax.Array:
         """[Tk, B, H, P, d] -> [B, H, K, d]."""
@@ -127,12 +108,12 @@ class _Window:
         nodes = weights.shape[-2]
         return weights[self.frame][..., self.block * nodes : (self.block + self.num_frames) * nodes]
 
-    def keep_scale(self, dropout: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-        """`keep_scale` of probabilities [B, H, P, K]."""
+    def keep_scale(self, inputs: Inputs, shape: tuple[int, ...]) -> jax.Array:
+        """See `dropout.keep_scale`, for probabilities of shape [B, H, P, K]."""
         clip, head, query, key = jnp.ogrid[tuple(slice(size) for size in shape)]
         query = query + self.frame * shape[2]
         key = key + (self.frame + self.block - 1) * shape[2]
-        return keep_scale(dropout, clip, head, query, key, rate)
+        return keep_scale(inputs.dropout, clip, head, query, key, inputs.dropout_rate)
 
     def add(self, total: jax.Array, part: jax.Array) -> jax.Array:
         """Adds [B, H, K, d] to these key frames of [Tk, B, H, P, d]."""
@@ -146,7 +127,8 @@ def _each_frame(
 ) -> tuple[Any, Any]:
     """Calls `attend` with every frame's window in turn; returns the last carry and the stacked outputs.
 
-    At the ends of a clip windows are narrower: 3T - 2 blocks in all. Those between share one loop.
+    The first and the last window of a clip hold two frames, so that there are 3T - 2 blocks in all. The windows between
+    them share one loop.
     """
     beyond = (num_key_frames - num_frames) // 2
     outs = []

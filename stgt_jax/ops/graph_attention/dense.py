@@ -1,4 +1,4 @@
-"""Graph attention as the formula is written, with its N x N matrices for every head: the oracle of the others."""
+"""Graph attention as the formula is written, with an N x N matrix for every head. The others are tested against it."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def dense_attention(
     weights = weights[:, None]  # the same graph for every head
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     scores = jnp.where(weights != 0, scores * weights, NO_EDGE)
-    # The second `where` empties the rows of nodes without an edge, which the softmax makes uniform.
+    # The second `where` is for nodes without an edge: the softmax alone would make their rows uniform.
     probabilities = jnp.where(weights != 0, jax.nn.softmax(scores, axis=-1), 0.0)
     if dropout_rate > 0.0:
         batch, num_nodes, heads, _ = query.shape

@@ -1,8 +1,8 @@
 """Graph attention split over a mesh of devices by clips, heads and frames.
 
-A kernel is opaque to the compiler, which would gather the whole batch for it. Here every device attends for its own
-part. Split over frames it needs the one frame before and the one after those it holds, and only they travel: the memory
-of a device does not grow with the length of the clip.
+The compiler cannot split a kernel, and would gather the whole batch for it. Here every device attends for its own part.
+Where frames are split, a device needs the frame before its first and the frame after its last one. Only these are sent,
+so a device's memory does not grow with the length of the clip.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.A
 def run(
     attend: Attend, query: jax.Array, key: jax.Array, value: jax.Array, nodes: jax.Array, dropout: jax.Array
 ) -> jax.Array:
-    """Calls `attend` for all clips, frames and heads: at once, or split over the mesh in use.
+    """Calls `attend` for all clips, frames and heads: in one call, or split over the mesh in use.
 
     Args:
-      attend: (query [b, t, P, h, d], key, value [b, t or t + 2, P, h, d], nodes [b, t or t + 2, P, D], dropout key) ->
-        [b, t, P, h, d] for a part of the clips, frames and heads.
+      attend: for a part of the clips, frames and heads, (query [b, t, P, h, d], key and value [b, t or t + 2, P, h, d],
+        nodes [b, t or t + 2, P, D], dropout key) -> [b, t, P, h, d].
       query: [B, T, P, H, d].
       key: [B, T, P, H, d].
       value: [B, T, P, H, d].
       nodes: [B, T, P, D].
-      dropout: its key.
+      dropout: the dropout key.
 
     Returns:
-      [B, T, P, H, d]. A dimension that its axes do not divide is split over the first of them that do, or over none.
+      [B, T, P, H, d]. A dimension that not all of its mesh axes divide is split over the first that do, or over none.
     """
     mesh = mesh_to_split_over()
     if mesh is None:
@@ -42,7 +42,7 @@ def run(
         mesh_axes(mesh, name, size) for name, size in (("clip", batch), ("head", heads), ("frame", frames))
     )
 
-    def part(query, key, value, nodes, dropout):
+    def part(query: jax.Array, key: jax.Array, value: jax.Array, nodes: jax.Array, dropout: jax.Array) -> jax.Array:
         if frame_axes:
             key, value, nodes = (_with_neighbours(x, frame_axes[0], mesh) for x in (key, value, nodes))
         first = [
@@ -60,13 +60,13 @@ def run(
         part,
         in_specs=(by_head, by_head, by_head, P(clip_axes, frame_axes, None, None), P()),
         out_specs=by_head,
-        check_vma=False,  # kernels do not say over which axes their results differ
+        check_vma=False,  # kernels do not declare over which axes their results vary
     )
     return split(query, key, value, nodes, dropout)
 
 
 def _with_neighbours(x: jax.Array, axis: str, mesh: AbstractMesh) -> jax.Array:
-    """[b, t, ...] -> [b, t + 2, ...]: the neighbouring devices' adjacent frames around ours, zeros at a clip's ends."""
+    """Adds the adjacent frames of the neighbouring devices, zeros at a clip's ends: [b, t, ...] -> [b, t + 2, ...]."""
     steps = [(i, i + 1) for i in range(mesh.shape[axis] - 1)]
     before = jax.lax.ppermute(x[:, -1:], axis, steps)
     after = jax.lax.ppermute(x[:, :1], axis, [(there, here) for here, there in steps])

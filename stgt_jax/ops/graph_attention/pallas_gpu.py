@@ -1,14 +1,13 @@
-"""Graph attention in Triton kernels, for NVIDIA GPUs: scores never leave the chip, and memory is linear in T.
+"""Graph attention as Triton kernels, for NVIDIA GPUs: scores never leave the chip, and memory is linear in T.
 
-A program owns a tile of one head's query nodes and walks over the key tiles of the frame before, its own and the one
-after, with the running softmax of flash attention. The gradient of the queries walks the same way; those of keys and
-values the other way round, each program owning a tile of key nodes. Every sum stays inside one program, so results are
-the same bits in every run.
+A program owns one tile of query nodes of one head. It walks over the key tiles of the frame before, the frame itself
+and the frame after, with the running softmax of flash attention. The gradient of the queries is computed likewise. For
+the gradients of keys and values a program owns a tile of key nodes and walks over the query tiles. Every sum stays
+inside one program, so results are the same bits in every run.
 
-Triton's arrays have sides of powers of two. Heads of 88 would be padded to 128, wasting 31% of every product; a tile
-[nodes, d] is instead a tuple of chunks along d, 64 + 32 then.
-
-Letters: T frames that attend, Tk = T, or T + 2 with a neighbour beyond each end; P nodes a frame; H heads of d.
+The sides of Triton's arrays are powers of two. Heads of width 88 would be padded to 128, which wastes 31% of every
+product. A tile [nodes, d] is therefore a tuple of chunks along d: 64 and 32 for a width of 88.
+Letters: as in `implementation`.
 """
 
 import dataclasses
@@ -25,6 +24,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from stgt_jax.ops.graph_attention.dropout import keep_scale
 from stgt_jax.ops.graph_attention.graph import NO_EDGE
+from stgt_jax.ops.graph_attention.implementation import Gradients, Inputs, Output
 from stgt_jax.ops.platform import target_platform, unfit_gpu
 
 # Scores are in units of log(2) inside the kernels: exp2 is one instruction, exp is several.
@@ -32,23 +32,25 @@ _LOG2_E = math.log2(math.e)
 
 _MIN_SIDE = 16  # of what tensor cores multiply
 _MAX_HEAD_DIM = 128
-# Larger tiles read the others less often. With 128 nodes of 88 in bfloat16 no kernel spills registers on Hopper (246 of
-# 255 are used; a few with dropout), and shared memory of 113 KiB suffices, of 89 KiB on Ampere and Ada.
+# The larger the own tiles, the fewer times the others are read. With 128 nodes of width 88 in bfloat16 no kernel spills
+# registers on Hopper (246 of 255 are used; a few spill with dropout), and 113 KiB of shared memory are enough (89 KiB
+# on Ampere and Ada).
 _MAX_TILE_BYTES = 128 * 96 * 2
 _NUM_WARPS = 8
 _NUM_STAGES = 2
-# Products of float32 are full ones, outside the tensor cores, and take whole rows into registers: in larger tiles, and
-# for heads of more than 112, they spill by the kilobyte. Larger tiles also need more shared memory than Ada has.
+# float32 is multiplied in full precision, outside the tensor cores, with whole rows in registers. Larger tiles, and
+# heads wider than 112, spill kilobytes of registers. Larger tiles also need more shared memory than Ada has.
 _FLOAT32_SIDE = 32
 _FLOAT32_NUM_WARPS = 4
 
 _Chunks = tuple[jax.Array, ...]  # of an array [nodes, d]
-_Operand = tuple[Any, pl.BlockSpec]  # an array, or the shape of a result, and what of it a program sees
+_Softmax = tuple[_Chunks, jax.Array, jax.Array]  # the running softmax of a tile: output, maximum, sum
+_Operand = tuple[Any, pl.BlockSpec]  # an array, or the shape of a result, and the part of it that a program sees
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What a kernel knows when it is traced."""
+    """The sizes that a kernel is traced for."""
 
     own: int  # nodes of the tile that a program owns
     other: int  # nodes of the tiles that it walks over
@@ -75,79 +77,68 @@ class _Plan:
 
 
 def unfit(query: jax.Array) -> str:
-    """Why the kernels cannot take a query [B, T, P, H, d], to follow "implementation='pallas_gpu' "; "" if they can."""
+    """See `Implementation`."""
     if query.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        return f"takes no {query.dtype}"
+        return f"takes float32, bfloat16 or float16, not {query.dtype}"
     if query.shape[-1] > _MAX_HEAD_DIM:
-        return f"has no tile for heads of {query.shape[-1]}, which is more than {_MAX_HEAD_DIM}"
+        return f"takes heads of width {_MAX_HEAD_DIM} at most, not {query.shape[-1]}"
     return unfit_gpu()
 
 
-def forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, weights: jax.Array, dropout: jax.Array, dropout_rate: float
-) -> tuple[jax.Array, jax.Array]:
-    """As `banded.forward`, which says the shapes."""
-    plan = _Plan.of(query, key, dropout_rate)
-    query, key, value = (_pad(plan, x, 2) for x in (query, key, value))
-    weights = _pad(plan, _compact(weights, query.dtype), 3, 4)
+def forward(inputs: Inputs) -> Output:
+    """See `Implementation`."""
+    plan = _Plan.of(inputs.query, inputs.key, inputs.dropout_rate)
+    query, key, value = (_pad(plan, x, 2) for x in (inputs.query, inputs.key, inputs.value))
+    weights = _pad(plan, _compact(inputs.weights, query.dtype), 3, 4)
     batch, num_frames, nodes, heads, _ = query.shape
     scalars = jax.ShapeDtypeStruct((batch, num_frames, heads, nodes), jnp.float32)
     out, log_sum_exp = _launch(
         _forward_kernel,
         plan,
-        [_tile(plan, query), _clip(key), _clip(value), _query_weights(plan, weights), _dropout(dropout)],
+        [_tile(plan, query), _clip(key), _clip(value), _query_weights(plan, weights), _dropout(inputs.dropout)],
         [_tile(plan, query), _scalar_tile(plan, scalars)],
     )
-    return out[:, :, : plan.patches], rearrange(log_sum_exp, "b t h p -> b t p h")[:, :, : plan.patches]
+    return Output(out[:, :, : plan.patches], rearrange(log_sum_exp, "b t h p -> b t p h")[:, :, : plan.patches])
 
 
-def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    weights: jax.Array,
-    dropout: jax.Array,
-    out: jax.Array,
-    log_sum_exp: jax.Array,
-    d_out: jax.Array,
-    dropout_rate: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `banded.backward`, which says the shapes."""
-    plan = _Plan.of(query, key, dropout_rate)
-    delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1)  # [B, T, P, H]
-    scalars = [_pad(plan, rearrange(x, "b t p h -> b t h p"), 3) for x in (log_sum_exp * _LOG2_E, delta)]
-    query, key, value, d_out = (_pad(plan, x, 2) for x in (query, key, value, d_out))
-    weights = _pad(plan, _compact(weights, query.dtype), 3, 4)
+def backward(inputs: Inputs, output: Output, d_out: jax.Array) -> Gradients:
+    """See `Implementation`."""
+    plan = _Plan.of(inputs.query, inputs.key, inputs.dropout_rate)
+    delta = (output.out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1)  # [B, T, P, H]
+    scalars = [_pad(plan, rearrange(x, "b t p h -> b t h p"), 3) for x in (output.log_sum_exp * _LOG2_E, delta)]
+    query, key, value, d_out = (_pad(plan, x, 2) for x in (inputs.query, inputs.key, inputs.value, d_out))
+    weights = _pad(plan, _compact(inputs.weights, query.dtype), 3, 4)
+    dropout = _dropout(inputs.dropout)
 
     own = [_tile(plan, query), _tile(plan, d_out), *(_scalar_tile(plan, x) for x in scalars)]
-    others = [_clip(key), _clip(value), _query_weights(plan, weights), _dropout(dropout)]
+    others = [_clip(key), _clip(value), _query_weights(plan, weights), dropout]
     d_query = _launch(_d_query_kernel, plan, own + others, [_tile(plan, query)])
 
     own = [_tile(plan, key), _tile(plan, value)]
-    others = [_clip(query), _clip(d_out), *map(_scalar_clip, scalars), _key_weights(plan, weights), _dropout(dropout)]
+    others = [_clip(query), _clip(d_out), *map(_scalar_clip, scalars), _key_weights(plan, weights), dropout]
     d_key_value = _launch(_d_key_value_kernel, plan, own + others, own)
-    return tuple(x[:, :, : plan.patches] for x in (*d_query, *d_key_value))  # type: ignore[return-value]
+    return Gradients(*(x[:, :, : plan.patches] for x in (*d_query, *d_key_value)))
 
 
 def _compact(weights: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Weights for products of 16 bits take 16 bits as well.
+    """The weights in 16 bits where the products are.
 
-    They are multiples of 2^-20 and at most 1. float16 makes none of them zero, and has 3 bits more than bfloat16.
+    They are multiples of 2^-20 and at most 1: float16 rounds none of them to zero, and has 3 bits more than bfloat16.
     """
     return weights if dtype == jnp.float32 else weights.astype(jnp.float16)
 
 
 def _pad(plan: _Plan, x: jax.Array, *axes: int) -> jax.Array:
-    """Appends nodes without edges, so that tiles divide them."""
+    """Appends nodes without edges, so that tiles divide the nodes."""
     return jnp.pad(x, [(0, -size % plan.own if axis in axes else 0) for axis, size in enumerate(x.shape)])
 
 
 def _launch(kernel: Callable, plan: _Plan, operands: list[_Operand], results: list[_Operand]) -> list[jax.Array]:
-    """Runs a program for every tile of the first result, [B, frames, nodes, H, d]."""
+    """Runs a program for every tile of the first result [B, frames, nodes, H, d]."""
     batch, frames, nodes, heads, _ = results[0][0].shape
     return pl.pallas_call(
         functools.partial(kernel, plan),
-        # The first index runs fastest: the heads of a tile share its weights, and find them in the cache together.
+        # The first index runs fastest: the heads of a tile run together and share its weights in the cache.
         grid=(heads, nodes // plan.own, frames, batch),
         in_specs=[spec for _, spec in operands],
         out_specs=[spec for _, spec in results],
@@ -158,39 +149,39 @@ def _launch(kernel: Callable, plan: _Plan, operands: list[_Operand], results: li
 
 
 def _tile(plan: _Plan, x: jax.Array) -> _Operand:
-    """Of [B, frames, nodes, H, d] the program's own [own, d]."""
+    """The program's own tile [own, d] of [B, frames, nodes, H, d]."""
     shape = (None, None, plan.own, None, _chunks(x.shape[-1])[-1].stop)
     return x, pl.BlockSpec(shape, lambda head, tile, frame, clip: (clip, frame, tile, head, 0))
 
 
 def _clip(x: jax.Array) -> _Operand:
-    """Of [B, frames, nodes, H, d] all [frames, nodes, d] of its clip and head."""
+    """All [frames, nodes, d] of the program's clip and head, of [B, frames, nodes, H, d]."""
     _, frames, nodes, _, head_dim = x.shape
     shape = (None, frames, nodes, None, _chunks(head_dim)[-1].stop)
     return x, pl.BlockSpec(shape, lambda head, tile, frame, clip: (clip, 0, 0, head, 0))
 
 
 def _scalar_tile(plan: _Plan, x: jax.Array | jax.ShapeDtypeStruct) -> _Operand:
-    """Of [B, frames, H, nodes] the program's own [own]."""
+    """The program's own [own] of [B, frames, H, nodes]."""
     return x, pl.BlockSpec((None, None, None, plan.own), lambda head, tile, frame, clip: (clip, frame, head, tile))
 
 
 def _scalar_clip(x: jax.Array) -> _Operand:
-    """Of [B, frames, H, nodes] all [frames, nodes] of its clip and head."""
+    """All [frames, nodes] of the program's clip and head, of [B, frames, H, nodes]."""
     _, frames, _, nodes = x.shape
     return x, pl.BlockSpec((None, frames, None, nodes), lambda head, tile, frame, clip: (clip, 0, head, 0))
 
 
 def _query_weights(plan: _Plan, weights: jax.Array) -> _Operand:
-    """[3, own, nodes], the edges from its own query nodes."""
+    """The edges from the program's own query nodes: [3, own, nodes]."""
     shape = (None, None, 3, plan.own, weights.shape[-1])
     return weights, pl.BlockSpec(shape, lambda head, tile, frame, clip: (clip, frame, 0, tile, 0))
 
 
 def _key_weights(plan: _Plan, weights: jax.Array) -> _Operand:
-    """[T, 3, own, nodes], the edges of every frame and block to its own key nodes, were they of that block.
+    """The edges to the program's own key nodes: [T, 3, own, nodes], from every frame, as if they were in each block.
 
-    Transposed once for all heads, and not in the kernel: Triton loads ahead only what is used as it is stored.
+    Transposed here, once for all heads, since Triton prefetches only what a kernel uses in the order of memory.
     """
     shape = (None, *weights.shape[1:3], plan.own, weights.shape[-1])
     return weights.mT, pl.BlockSpec(shape, lambda head, tile, frame, clip: (clip, 0, 0, tile, 0))
@@ -200,12 +191,13 @@ def _dropout(dropout: jax.Array) -> _Operand:
     return dropout, pl.BlockSpec()
 
 
-def _forward_kernel(plan, query_ref, key_ref, value_ref, weights_ref, dropout_ref, out_ref, log_sum_exp_ref):
+def _forward_kernel(plan: _Plan, *refs: jax.Ref) -> None:
+    query_ref, key_ref, value_ref, weights_ref, dropout_ref, out_ref, log_sum_exp_ref = refs
     frame = pl.program_id(2)
     queries, keep_scale_of = _own_nodes(plan, frame), _dropping(plan, dropout_ref)
     query = _load(plan, query_ref, slice(None))
 
-    def attend(key_frame, rows, carry):
+    def attend(key_frame: jax.Array, rows: pl.Slice, carry: _Softmax) -> _Softmax:
         out, highest, total = carry
         key, value = (_load(plan, ref, key_frame + plan.beyond, rows) for ref in (key_ref, value_ref))
         scores = _scores(plan, query, key, weights_ref[key_frame - frame + 1, :, rows])
@@ -222,15 +214,14 @@ def _forward_kernel(plan, query_ref, key_ref, value_ref, weights_ref, dropout_re
     log_sum_exp_ref[...] = jnp.where(has_edge, highest / _LOG2_E + jnp.log(total), 0.0)
 
 
-def _d_query_kernel(
-    plan, query_ref, d_out_ref, log_sum_exp_ref, delta_ref, key_ref, value_ref, weights_ref, dropout_ref, d_query_ref
-):
+def _d_query_kernel(plan: _Plan, *refs: jax.Ref) -> None:
+    query_ref, d_out_ref, log_sum_exp_ref, delta_ref, key_ref, value_ref, weights_ref, dropout_ref, d_query_ref = refs
     frame = pl.program_id(2)
     queries, keep_scale_of = _own_nodes(plan, frame), _dropping(plan, dropout_ref)
     query, d_out = (_load(plan, ref, slice(None)) for ref in (query_ref, d_out_ref))
     log_sum_exp, delta = (ref[...][:, None] for ref in (log_sum_exp_ref, delta_ref))
 
-    def attend(key_frame, rows, d_query):
+    def attend(key_frame: jax.Array, rows: pl.Slice, d_query: _Chunks) -> _Chunks:
         key, value = (_load(plan, ref, key_frame + plan.beyond, rows) for ref in (key_ref, value_ref))
         weights = weights_ref[key_frame - frame + 1, :, rows]
         probabilities = jnp.exp2(_scores(plan, query, key, weights) - log_sum_exp)
@@ -241,25 +232,17 @@ def _d_query_kernel(
     _store(plan, d_query_ref, [x * plan.head_dim**-0.5 for x in d_query])
 
 
-def _d_key_value_kernel(
-    plan,
-    key_ref,
-    value_ref,
-    query_ref,
-    d_out_ref,
-    log_sum_exp_ref,
-    delta_ref,
-    weights_ref,
-    dropout_ref,
-    d_key_ref,
-    d_value_ref,
-):
-    """Scores are [keys, queries] here: both sums then take their left factor from registers, as it was computed."""
+def _d_key_value_kernel(plan: _Plan, *refs: jax.Ref) -> None:
+    """Scores are [keys, queries] here, so that the left factor of both sums is in registers as it was computed."""
+    (
+        key_ref, value_ref, query_ref, d_out_ref, log_sum_exp_ref, delta_ref, weights_ref, dropout_ref, d_key_ref,
+        d_value_ref,
+    ) = refs  # fmt: skip
     frame = pl.program_id(2) - plan.beyond
     keys, keep_scale_of = _own_nodes(plan, frame), _dropping(plan, dropout_ref)
     key, value = (_load(plan, ref, slice(None)) for ref in (key_ref, value_ref))
 
-    def attend(query_frame, rows, carry):
+    def attend(query_frame: jax.Array, rows: pl.Slice, carry: tuple[_Chunks, _Chunks]) -> tuple[_Chunks, _Chunks]:
         d_key, d_value = carry
         query, d_out = (_load(plan, ref, query_frame, rows) for ref in (query_ref, d_out_ref))
         log_sum_exp, delta = (ref[query_frame, rows][None] for ref in (log_sum_exp_ref, delta_ref))
@@ -276,15 +259,16 @@ def _d_key_value_kernel(
 
 
 def _walk(plan: _Plan, step: Callable, carry: Any, frame: jax.Array, shape: tuple[int, ...], beyond: int) -> Any:
-    """Calls step(frame, rows, carry) for all tiles of the frames before, own and after, and returns the last carry.
+    """Calls `step(frame, rows, carry)` for all tiles of the frame before, the frame itself and the one after.
 
-    They are those of an array [frames, nodes, d], whose first frame is the one of number -beyond.
+    The tiles are those of an array of shape [frames, nodes, d], whose first frame has the number -beyond. Returns the
+    last carry.
     """
     num_frames, nodes, _ = shape
     first, end = jnp.maximum(frame - 1, -beyond), jnp.minimum(frame + 2, num_frames - beyond)
     tiles = nodes // plan.other  # in a frame
 
-    def body(index, carry):
+    def body(index: jax.Array, carry: Any) -> Any:
         rows = pl.Slice(jax.lax.rem(index, tiles) * plan.other, plan.other)
         return step(first + jax.lax.div(index, tiles), rows, carry)
 
@@ -296,12 +280,12 @@ def _own_nodes(plan: _Plan, frame: jax.Array) -> jax.Array:
 
 
 def _nodes(plan: _Plan, frame: jax.Array, rows: pl.Slice) -> jax.Array:
-    """The indices of nodes as dropout counts them, without padding."""
+    """The indices of nodes for dropout, which counts them without padding."""
     return frame * plan.patches + rows.start + jnp.arange(rows.size)
 
 
-def _dropping(plan: _Plan, dropout_ref: Any) -> Callable[[jax.Array, jax.Array], jax.Array | float]:
-    """(indices of query nodes, of key nodes) -> what their probabilities are multiplied with."""
+def _dropping(plan: _Plan, dropout_ref: jax.Ref) -> Callable[[jax.Array, jax.Array], jax.Array | float]:
+    """Returns the function (indices of query nodes, of key nodes) -> factors of their probabilities."""
     if plan.dropout_rate == 0.0:
         return lambda query, key: 1.0
     head, clip = pl.program_id(0), pl.program_id(3)
@@ -324,22 +308,22 @@ def _chunks(head_dim: int) -> list[slice]:
 
 
 def _masked_chunks(plan: _Plan) -> list[tuple[slice, jax.Array | None]]:
-    """The chunks, with a mask [1, chunk] where they reach beyond d."""
+    """The chunks, each with a mask [1, chunk] where it reaches beyond d."""
     return [
         (chunk, (jnp.arange(chunk.start, chunk.stop) < plan.head_dim)[None] if chunk.stop > plan.head_dim else None)
         for chunk in _chunks(plan.head_dim)
     ]
 
 
-def _load(plan: _Plan, ref: Any, *rows: Any) -> _Chunks:
-    """Reads these rows of [..., d], and zeros beyond d."""
+def _load(plan: _Plan, ref: jax.Ref, *rows: Any) -> _Chunks:
+    """Reads rows of [..., d], with zeros beyond d."""
     return tuple(
         plgpu.load(ref.at[(*rows, chunk)], mask=mask, other=None if mask is None else 0.0)
         for chunk, mask in _masked_chunks(plan)
     )
 
 
-def _store(plan: _Plan, ref: Any, tile: Iterable[jax.Array]) -> None:
+def _store(plan: _Plan, ref: jax.Ref, tile: Iterable[jax.Array]) -> None:
     for x, (chunk, mask) in zip(tile, _masked_chunks(plan), strict=True):
         plgpu.store(ref.at[:, chunk], x.astype(ref.dtype), mask=mask)
 
@@ -366,5 +350,5 @@ def _add(total: Iterable[jax.Array], left: jax.Array, right: _Chunks) -> _Chunks
 
 
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Products of float32 are full ones, not of the 11 bits that tensor cores take; others are not concerned."""
+    """Matrix product; float32 in full precision, not with the 11 bits that tensor cores take."""
     return plgpu.dot(left, right, precision=jax.lax.Precision.HIGHEST)

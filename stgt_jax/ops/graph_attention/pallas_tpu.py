@@ -1,14 +1,12 @@
 """Graph attention as one fused sweep over the frames of a clip, for TPUs (Pallas, Mosaic TPU).
 
-The grid runs through a clip frame by frame. Keys and values come in once each and stay in a ring of three frames, the
-window of the frame that attends; in the backward pass their gradients are summed in such a ring and leave it when the
-last frame that saw them is done. So every array crosses the memory bus once, and scores never do.
+The grid runs through a clip frame by frame. The keys and values of each frame are loaded once and stay in a ring buffer
+of three frames, the window of the frame that attends. In the backward pass their gradients are summed in such a buffer,
+and are written when no later frame needs them. So every array is read or written once, and scores never leave the chip.
 
-The graph is read, not computed, here: one block serves all heads of its frame. Heads lie side by side in memory, and a
-head dimension such as 88, which is no multiple of the 128 lanes, is parted inside the kernel: nobody pads it.
-
-Letters: T frames that attend, Tk = T, or T + 2 with a neighbour beyond each end; P nodes a frame, R = P padded to whole
-tiles with nodes that have no edges.
+The graph is an input: one block of weights serves all heads of its frame. Heads lie side by side in memory. A head
+width such as 88, which is no multiple of the 128 lanes, is cut out inside the kernel, so that nothing needs padding.
+Letters: as in `implementation`; R nodes a frame, P padded to whole tiles with nodes that have no edges.
 """
 
 import dataclasses
@@ -24,72 +22,63 @@ from jax.experimental.pallas import tpu as pltpu
 from stgt_jax.ops import tpu
 from stgt_jax.ops.graph_attention.dropout import keep_scale
 from stgt_jax.ops.graph_attention.graph import NO_EDGE
+from stgt_jax.ops.graph_attention.implementation import Gradients, Inputs, Output
 from stgt_jax.ops.platform import target_platform
 from stgt_jax.ops.tpu import LANES, SUBLANES, product, round_up
 
-_MAX_TILE = 128  # rows of scores at a time: more of them spill registers
+_MAX_TILE = 128  # rows of scores at a time; more would spill registers
 _RING = 3  # frames in a window
 
 
 def unfit(query: jax.Array) -> str:
-    """Why the kernels cannot take `query` [B, T, P, H, d] on the device in use; empty where they can."""
+    """See `Implementation`."""
     return tpu.unfit(query, _Sizes.of(query, query, 0.0).vmem_bytes)
 
 
-def forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, weights: jax.Array, dropout: jax.Array, dropout_rate: float
-) -> tuple[jax.Array, jax.Array]:
-    """As `banded.forward`, which says the shapes."""
-    sizes = _Sizes.of(query, key, dropout_rate)
+def forward(inputs: Inputs) -> Output:
+    """See `Implementation`."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    sizes = _Sizes.of(query, key, inputs.dropout_rate)
     out, log_sum_exp = _sweep(
         _forward_kernel,
         sizes,
-        dropout,
+        inputs.dropout,
         steps=sizes.frames + sizes.beyond + 1,
-        attending=[sizes.wide(query), sizes.square(weights)],
+        attending=[sizes.wide(query), sizes.square(inputs.weights)],
         attended=[sizes.wide(key), sizes.wide(value)],
         out_attending=[(sizes.width, query.dtype), (sizes.heads, jnp.float32)],
         rings=[query.dtype, query.dtype],
     )
-    return sizes.by_head(out), log_sum_exp[:, :, : sizes.patches]
+    return Output(sizes.by_head(out), log_sum_exp[:, :, : sizes.patches])
 
 
-def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    weights: jax.Array,
-    dropout: jax.Array,
-    out: jax.Array,
-    log_sum_exp: jax.Array,
-    d_out: jax.Array,
-    dropout_rate: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `banded.backward`, which says the shapes."""
-    sizes = _Sizes.of(query, key, dropout_rate)
+def backward(inputs: Inputs, output: Output, d_out: jax.Array) -> Gradients:
+    """See `Implementation`."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    sizes = _Sizes.of(query, key, inputs.dropout_rate)
     gradients = _sweep(
         _backward_kernel,
         sizes,
-        dropout,
+        inputs.dropout,
         steps=sizes.key_frames + _RING - 1,
         attending=[
             sizes.wide(query),
-            sizes.square(weights),
-            sizes.wide(out),
+            sizes.square(inputs.weights),
+            sizes.wide(output.out),
             sizes.wide(d_out),
-            sizes.tall(log_sum_exp),
+            sizes.tall(output.log_sum_exp),
         ],
         attended=[sizes.wide(key), sizes.wide(value)],
         out_attending=[(sizes.width, query.dtype)],
         out_attended=[(sizes.width, query.dtype), (sizes.width, query.dtype)],
         rings=[query.dtype, query.dtype, jnp.float32, jnp.float32],
     )
-    return tuple(map(sizes.by_head, gradients))  # type: ignore[return-value]
+    return Gradients(*map(sizes.by_head, gradients))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """What the kernels know of their arrays, and how those become theirs."""
+    """The sizes that the kernels need, and the arrays in the layout that they take."""
 
     batch: int
     frames: int  # T
@@ -107,7 +96,7 @@ class _Sizes:
 
     @property
     def beyond(self) -> int:
-        """Key frames before the first frame that attends."""
+        """Number of key frames before the first frame that attends: 0 or 1."""
         return (self.key_frames - self.frames) // 2
 
     @property
@@ -126,7 +115,7 @@ class _Sizes:
 
     @property
     def vmem_bytes(self) -> int:
-        """Vector memory of the backward kernel, the larger one: blocks twice, for one moves while another is used."""
+        """Vector memory of the backward kernel, the larger one. Blocks count twice: one loads while another is used."""
         item = self.dtype.itemsize
         wide, graph = self.rows * round_up(self.width, LANES), self.rows * round_up(self.rows, LANES)
         blocks = 8 * wide * item + (3 * graph + self.rows * round_up(self.heads, LANES)) * 4
@@ -164,19 +153,21 @@ def _sweep(
     out_attended: Sequence[tuple[int, Any]] = (),
     rings: Sequence[Any],
 ) -> Sequence[jax.Array]:
-    """Runs a kernel at every step of every clip. At step s key frame s comes in, the frame whose window ends with it
-    attends, and the key frame that no later one sees goes out.
+    """Runs a kernel at every step of every clip.
+
+    At step s key frame s is loaded, the frame whose window ends with it attends, and the results for the key frame that
+    no later frame attends to are written.
 
     Args:
-      kernel: takes the step and references: dropout key, `attending`, `attended`, outputs, rings.
-      sizes: of the arrays.
-      dropout: the key.
-      steps: of a clip.
-      attending: arrays [B, T, ...], of the frame that attends.
-      attended: arrays [B, Tk, ...], of the key frame that comes in.
-      out_attending: (width, dtype) of outputs [B, T, R, width].
-      out_attended: (width, dtype) of outputs [B, Tk, R, width], of the key frame that goes out.
-      rings: dtypes of scratch [3, H, R, d].
+      kernel: takes the step, then references to: dropout key, `attending`, `attended`, outputs, rings.
+      sizes: the sizes of the arrays.
+      dropout: the dropout key.
+      steps: the number of steps of a clip.
+      attending: arrays [B, T, ...]; the kernel sees the frame that attends.
+      attended: arrays [B, Tk, ...]; the kernel sees the key frame that is loaded.
+      out_attending: (width, dtype) of outputs [B, T, R, width], for the frame that attends.
+      out_attended: (width, dtype) of outputs [B, Tk, R, width], for the key frame that is written.
+      rings: dtypes of the ring buffers [3, H, R, d].
     """
 
     def blocks(frame: Callable[[jax.Array], jax.Array], *shape: int) -> pl.BlockSpec:
@@ -185,21 +176,21 @@ def _sweep(
     def attends(step: jax.Array) -> jax.Array:
         return jnp.clip(step - 1 - sizes.beyond, 0, sizes.frames - 1)
 
-    def comes_in(step: jax.Array) -> jax.Array:
+    def loaded(step: jax.Array) -> jax.Array:
         return jnp.minimum(step, sizes.key_frames - 1)
 
-    def goes_out(step: jax.Array) -> jax.Array:
+    def written(step: jax.Array) -> jax.Array:
         return jnp.maximum(step - (_RING - 1), 0)
 
     outs = [(attends, sizes.frames, *out) for out in out_attending]
-    outs += [(goes_out, sizes.key_frames, *out) for out in out_attended]
+    outs += [(written, sizes.key_frames, *out) for out in out_attended]
     return pl.pallas_call(
         lambda *references: kernel(_Step(sizes, pl.program_id(0), pl.program_id(1)), *references),
         grid=(sizes.batch, steps),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
             *(blocks(attends, *x.shape[2:]) for x in attending),
-            *(blocks(comes_in, *x.shape[2:]) for x in attended),
+            *(blocks(loaded, *x.shape[2:]) for x in attended),
         ],
         out_specs=[blocks(frame, sizes.rows, width) for frame, _, width, _ in outs],
         out_shape=[
@@ -215,7 +206,7 @@ def _sweep(
 
 
 def _cost(sizes: _Sizes, products: int, arrays: Sequence[jax.Array]) -> pl.CostEstimate:
-    """What the compiler shall believe, to schedule other work beside the kernel."""
+    """The cost that the compiler assumes when it schedules other work beside the kernel."""
     pairs = sizes.batch * (3 * sizes.frames - 2) * sizes.patches**2
     return pl.CostEstimate(
         flops=products * 2 * pairs * sizes.width,
@@ -226,7 +217,7 @@ def _cost(sizes: _Sizes, products: int, arrays: Sequence[jax.Array]) -> pl.CostE
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """Where the sweep is. Asked for once: inside of conditions and loops the interpreter knows no place."""
+    """The position in the grid, read once: the interpreter does not know it inside conditions and loops."""
 
     sizes: _Sizes
     clip: jax.Array
@@ -234,45 +225,45 @@ class _Step:
 
     @property
     def frame(self) -> jax.Array:
-        """The frame that attends; below 0 or beyond T none does."""
+        """The frame that attends; no frame does where this is below 0 or at least T."""
         return self.step - 1 - self.sizes.beyond
 
     def slot(self, block: int | jax.Array) -> jax.Array:
-        """Where the rings hold a block of the window; its last one, 2, comes in at this step."""
+        """The place in the ring buffers of block 0, 1 or 2 of the window; block 2 is loaded at this step."""
         return (self.step + 1 + block) % _RING
 
     def blocks(self) -> tuple[jax.Array, jax.Array]:
-        """The window's first block and the one beyond its last: a clip's ends have no frame before, or after."""
+        """The first block of the window, and the end of its blocks: a clip's first and last frame have only two."""
         return jnp.where(self.step < 2, 1, 0), jnp.where(self.step < self.sizes.key_frames, 3, 2)
 
     def columns(self, head: int) -> slice:
-        """Those of a head in [R, H * d]."""
+        """The columns of a head in [R, H * d]."""
         return slice(head * self.sizes.head_dim, (head + 1) * self.sizes.head_dim)
 
-    def come_in(self, source: Any, ring: Any) -> None:
-        """Puts the key frame that comes in into its slot, head by head: later reads are then whole tiles."""
+    def load(self, source: jax.Ref, ring: jax.Ref) -> None:
+        """Copies the loaded key frame into its slot, head by head, so that later reads are whole tiles."""
 
         @pl.when(self.step < self.sizes.key_frames)
-        def _():
+        def _() -> None:
             for head in range(self.sizes.heads):
                 ring[self.slot(2), head] = source[:, self.columns(head)]
 
-    def go_out(self, ring: Any, target: Any) -> None:
-        """Writes the key frame that no later frame sees."""
+    def write(self, ring: jax.Ref, target: jax.Ref) -> None:
+        """Writes the results for the key frame that no later frame attends to."""
 
         @pl.when(self.step >= _RING - 1)
-        def _():
+        def _() -> None:
             for head in range(self.sizes.heads):
                 target[:, self.columns(head)] = ring[self.slot(0), head].astype(target.dtype)
 
     def attend(self, tile: Callable[[Any, int], None]) -> None:
-        """Calls tile(rows, head) for every tile and head of the frame that attends."""
+        """Calls `tile(rows, head)` for every tile and head of the frame that attends."""
         size = self.sizes.tile
 
         @pl.when((self.frame >= 0) & (self.frame < self.sizes.frames))
-        def _():
+        def _() -> None:
             @pl.loop(0, self.sizes.rows // size)
-            def _(i):
+            def _(i: jax.Array) -> None:
                 for head in range(self.sizes.heads):
                     tile(pl.ds(pl.multiple_of(i * size, size), size), head)
 
@@ -281,8 +272,8 @@ class _Step:
         scores = product(query, key, (1, 1)) * (graph * self.sizes.head_dim**-0.5)
         return jnp.where(graph != 0, scores, NO_EDGE)
 
-    def keep_scale(self, dropout_ref: Any, head: int, rows: Any, block: jax.Array) -> jax.Array:
-        """`keep_scale` of a tile of probabilities [tile, R]."""
+    def keep_scale(self, dropout_ref: jax.Ref, head: int, rows: Any, block: jax.Array) -> jax.Array:
+        """See `dropout.keep_scale`, for a tile of probabilities [tile, R]."""
         sizes = self.sizes
         dropout = [dropout_ref[i] for i in range(5)]
         query = self.frame * sizes.patches + rows.start + jax.lax.broadcasted_iota(jnp.int32, (sizes.tile, 1), 0)
@@ -290,17 +281,19 @@ class _Step:
         return keep_scale(dropout, self.clip, head, query, key, sizes.dropout_rate)
 
 
-def _forward_kernel(
-    step: _Step, dropout, query_ref, weights_ref, key_ref, value_ref, out_ref, log_sum_exp_ref, key_ring, value_ring
-):
-    step.come_in(key_ref, key_ring)
-    step.come_in(value_ref, value_ring)
+_Carry = tuple[jax.Array, jax.Array, jax.Array]  # the running softmax of a tile: maximum, sum, output
+
+
+def _forward_kernel(step: _Step, *refs: jax.Ref) -> None:
+    dropout, query_ref, weights_ref, key_ref, value_ref, out_ref, log_sum_exp_ref, key_ring, value_ring = refs
+    step.load(key_ref, key_ring)
+    step.load(value_ref, value_ring)
 
     @step.attend
-    def _(rows, head):
+    def _(rows: Any, head: int) -> None:
         query = query_ref[rows, step.columns(head)]
 
-        def visit(block, carry):
+        def visit(block: jax.Array, carry: _Carry) -> _Carry:
             highest, total, out = carry
             slot = step.slot(block)
             scores = step.scores(query, key_ring[slot, head], weights_ref[block, rows, :])
@@ -322,22 +315,23 @@ def _forward_kernel(
         log_sum_exp_ref[rows, head : head + 1] = jnp.where(has_edge, highest + jnp.log(total), 0.0)
 
 
-def _backward_kernel(
-    step: _Step, dropout, query_ref, weights_ref, out_ref, d_out_ref, log_sum_exp_ref, key_ref, value_ref,
-    d_query_ref, d_key_ref, d_value_ref, key_ring, value_ring, d_key_ring, d_value_ring,
-):  # fmt: skip
-    step.come_in(key_ref, key_ring)
-    step.come_in(value_ref, value_ring)
+def _backward_kernel(step: _Step, *refs: jax.Ref) -> None:
+    (
+        dropout, query_ref, weights_ref, out_ref, d_out_ref, log_sum_exp_ref, key_ref, value_ref, d_query_ref,
+        d_key_ref, d_value_ref, key_ring, value_ring, d_key_ring, d_value_ring,
+    ) = refs  # fmt: skip
+    step.load(key_ref, key_ring)
+    step.load(value_ref, value_ring)
     for ring in (d_key_ring, d_value_ring):
         ring[step.slot(2)] = jnp.zeros(ring.shape[1:], ring.dtype)
 
     @step.attend
-    def _(rows, head):
+    def _(rows: Any, head: int) -> None:
         query, out, d_out = (ref[rows, step.columns(head)] for ref in (query_ref, out_ref, d_out_ref))
         log_sum_exp = log_sum_exp_ref[rows, head : head + 1]
         delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
 
-        def visit(block, d_query):
+        def visit(block: jax.Array, d_query: jax.Array) -> jax.Array:
             slot = step.slot(block)
             key, graph = key_ring[slot, head], weights_ref[block, rows, :]
             probabilities = jnp.exp(step.scores(query, key, graph) - log_sum_exp)
@@ -354,5 +348,5 @@ def _backward_kernel(
         d_query = jax.lax.fori_loop(*step.blocks(), visit, jnp.zeros(query.shape, jnp.float32))
         d_query_ref[rows, step.columns(head)] = d_query.astype(d_query_ref.dtype)
 
-    step.go_out(d_key_ring, d_key_ref)
-    step.go_out(d_value_ring, d_value_ref)
+    step.write(d_key_ring, d_key_ref)
+    step.write(d_value_ring, d_value_ref)
