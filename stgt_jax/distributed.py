@@ -1,7 +1,8 @@
-"""Several processes as one run: how they find each other, and how they end when one of them is gone.
+"""Several processes as one run: how they find each other, and how they end when one of them is lost.
 
-JAX runs one program on all of them, each with its own devices, and meets in every collective: none can go on without
-the others. So a process that ends in any way ends the others, within the heartbeat timeout, and all are started again.
+JAX runs the same program in all processes, each with its own devices. They exchange data in collectives, so none can
+continue without the others. When a process ends for any reason, the others therefore end within the heartbeat timeout,
+and all must be started again.
 """
 
 import contextlib
@@ -17,13 +18,13 @@ import jax
 
 from stgt_jax.errors import Preempted, STGTError
 
-JOIN_TIMEOUT = 300  # seconds in which all processes must have come
+JOIN_TIMEOUT = 300  # seconds in which all processes must have joined
 LOST = (
     "another process of this run has ended or cannot be reached; start all of them again with --resume,"
     " the run goes on from its newest checkpoint"
 )
-# What JAX, gloo and NCCL write of a collective whose other end is gone.
-_TELLS_OF_A_LOST_PEER = re.compile(r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|ABORTED|coordination", re.I)
+# What JAX, gloo and NCCL write when a collective fails because another process is gone.
+_PEER_IS_LOST = re.compile(r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|ABORTED|coordination", re.I)
 
 
 @contextlib.contextmanager
@@ -34,22 +35,23 @@ def joined(
     *,
     heartbeat_timeout: int,
 ) -> Iterator[None]:
-    """Makes this process one of those of a run, before anything else asks JAX for its devices.
+    """Makes this process part of a run of several. Enter it before anything else asks JAX for its devices.
 
-    Without arguments it joins where the environment tells of several processes: tasks of one `srun` or of Open MPI's
-    `mpirun` (JAX then gives each the GPU of its local rank alone; JAX_LOCAL_DEVICE_IDS=0,1,... gives it others), hosts
-    of a Cloud TPU slice or of several, by GKE's variables or the metadata of the TPU machine. Else it stays alone.
+    Without arguments it looks for several processes in the environment: tasks of one `srun` or of Open MPI's `mpirun`,
+    or hosts of one or more Cloud TPU slices (by GKE's variables or the metadata of the TPU machine). If it finds none,
+    the process runs alone. Under `srun` and `mpirun` JAX gives each process only the GPU of its local rank;
+    JAX_LOCAL_DEVICE_IDS=0,1,... gives it others.
 
     Args:
       coordinator: HOST:PORT of process 0, as the others reach it; the port must be free there.
-      num_processes: of the run.
-      process_id: of this process, from 0.
-      heartbeat_timeout: seconds after which a silent process counts as lost. When one ends or is killed, each of the
-        others ends with status 1 and a line that says so (`LOST`), at most this and a few seconds later.
+      num_processes: the number of processes of the run.
+      process_id: the number of this process, from 0.
+      heartbeat_timeout: seconds without a sign of life after which a process counts as lost. The others then end within
+        this time and a few seconds, with status 1 and the line `LOST`.
 
     Raises:
-      STGTError: arguments that are incomplete or impossible, or processes that cannot be found. When they do not all
-        come within `JOIN_TIMEOUT` seconds the process ends, with a line that says so.
+      STGTError: the arguments are incomplete or impossible, or the other processes cannot be found. If they do not all
+        join within `JOIN_TIMEOUT` seconds, the process ends with a line that says so.
     """
     given = _checked(coordinator, num_processes, process_id)
     if heartbeat_timeout < 1:
@@ -63,28 +65,28 @@ def joined(
     except Preempted:
         raise
     except BaseException:
-        # At exit JAX waits for the others, which may have no reason to come. It then aborts this process and them; what
-        # went wrong here has been said by then.
-        _say_on_abort("")
+        # At exit JAX waits for the other processes, which may go on for long, and then aborts all of them. This process
+        # has reported its own error by then.
+        _print_on_abort("")
         raise
 
 
 @contextlib.contextmanager
 def ending_with_its_peers() -> Iterator[None]:
-    """Ends this process, with status 1 and `LOST`, where what is raised inside tells of another process that is gone.
+    """Ends this process, with status 1 and the line `LOST`, on an error that says that another process is gone.
 
-    At once: whatever else wants to finish, a checkpoint being written or JAX itself, would wait for the lost one.
+    It ends at once: a checkpoint being written, or JAX's own exit, would wait for the lost process.
     """
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1 or isinstance(error, STGTError) or not _TELLS_OF_A_LOST_PEER.search(str(error)):
+        if jax.process_count() == 1 or isinstance(error, STGTError) or not _PEER_IS_LOST.search(str(error)):
             raise
         _end(f"{LOST} ({str(error).splitlines()[0][:200]})")
 
 
 def _checked(coordinator: str, num_processes: int | None, process_id: int | None) -> bool:
-    """Whether the three are given; raises STGTError where only some are, or they cannot be."""
+    """Whether the three options are given; raises STGTError where only some are, or where they are impossible."""
     missing = [
         name
         for name, value in (
@@ -113,9 +115,9 @@ def _checked(coordinator: str, num_processes: int | None, process_id: int | None
 
 
 def _launcher() -> str:
-    """What in the environment tells of several processes; empty where nothing does. Asks nobody over the network."""
+    """What in the environment says that there are several processes; empty where nothing does. Uses no network."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", ""))
-    # Without a step it is the batch script itself, of which there is one, whatever number of tasks it may start.
+    # Without a step this is the batch script itself, a single process, however many tasks it may start.
     if _above_one(tasks) and "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
         return "SLURM"
     if _above_one(os.environ.get("OMPI_COMM_WORLD_SIZE", "")):
@@ -123,8 +125,8 @@ def _launcher() -> str:
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES", ""))
     if "," in hosts or os.environ.get("MEGASCALE_COORDINATOR_ADDRESS"):
         return "TPU variables"
-    # JAX chooses the platform tpu by itself only where it sees chips. How many hosts their slice has is known to the
-    # metadata server alone, unless GKE's variables have named the one.
+    # JAX chooses the platform tpu only where it sees chips. The number of hosts of their slice is known to the metadata
+    # server only, unless GKE's variables have named this host as the only one.
     platforms = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
     chips = "tpu" in platforms and "TPU_SKIP_MDS_QUERY" not in os.environ
     return "TPU metadata" if chips and not hosts else ""
@@ -136,9 +138,9 @@ def _above_one(number: str) -> bool:
 
 def _join(coordinator: str, num_processes: int | None, process_id: int | None, heartbeat_timeout: int) -> None:
     launcher = _launcher() if not coordinator else ""
-    found = f"as told by {launcher}" if launcher else f"--num-processes {num_processes} at --coordinator {coordinator}"
-    mend = "start all of them, and see that process 0 can be reached at its address and port"
-    _say_on_abort(f"the processes of this run ({found}) did not all come within {JOIN_TIMEOUT} s; {mend}")
+    found = f"found by {launcher}" if launcher else f"--num-processes {num_processes} at --coordinator {coordinator}"
+    remedy = "start all of them, and check that process 0 can be reached at its address and port"
+    _print_on_abort(f"the processes of this run ({found}) did not all join within {JOIN_TIMEOUT} s; {remedy}")
     try:
         jax.distributed.initialize(
             coordinator or None,
@@ -149,23 +151,23 @@ def _join(coordinator: str, num_processes: int | None, process_id: int | None, h
             heartbeat_timeout_seconds=heartbeat_timeout,
             shutdown_timeout_seconds=heartbeat_timeout,
         )
-        jax.process_count()  # meets the others once: each tells of its devices
+        jax.process_count()  # the first exchange: each process tells the others its devices
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")[:200]
-        mend = f"{mend}, or give --coordinator, --num-processes and --process-id" if launcher else mend
-        raise STGTError(f"cannot join the processes of this run ({found}): {reason}; {mend}") from error
-    _say_on_abort(LOST)
+        remedy = f"{remedy}, or give --coordinator, --num-processes and --process-id" if launcher else remedy
+        raise STGTError(f"cannot join the processes of this run ({found}): {reason}; {remedy}") from error
+    _print_on_abort(LOST)
 
 
-_on_abort: Any = None  # the C function in use, which must outlive this module's functions
+_on_abort: Any = None  # the C function in use; this reference keeps it alive
 
 
-def _say_on_abort(message: str) -> None:
-    """From now on SIGABRT ends this process with status 1 and, if not empty, this line.
+def _print_on_abort(message: str) -> None:
+    """From now on SIGABRT ends this process with status 1 and prints `message`, if it is not empty.
 
-    JAX ends a process that has lost another by abort(), from a thread of its own, after many lines of log. There Python
-    has no say: a handler set with the module signal runs after the signal, and abort() never returns. Set again, it
-    comes before those that a TPU's runtime may have set meanwhile.
+    When another process is lost, JAX calls abort() from a thread of its own, after many lines of log. A handler of the
+    module `signal` would not run: Python calls it after the C handler returns, and abort() never does. Call this again
+    after joining, as a TPU's runtime may have set a handler of its own.
     """
     global _on_abort
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -176,9 +178,9 @@ def _say_on_abort(message: str) -> None:
 
 
 def _end(message: str) -> NoReturn:
-    """Leaves without JAX's own way out, which waits for processes that will not come."""
+    """Ends the process without JAX's own exit, which would wait for processes that never come."""
     if message:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        os.write(2, f"\nstgt: error: {message}\n".encode())  # a progress bar may stand in the line
+        os.write(2, f"\nstgt: error: {message}\n".encode())  # a progress bar may be on the line
     os._exit(1)

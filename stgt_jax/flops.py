@@ -1,9 +1,9 @@
-"""How many floating-point operations the model needs, from its sizes alone: what a measured time is held against.
+"""The floating-point operations (FLOPs) that the model needs, computed from its sizes, to compare measured times with.
 
-Only matrix products count, 2 operations for each multiplication with addition. What is computed twice to save memory
-(remat), masked or padded, does not make the model larger and so does not count; neither do norms, activations and
-softmaxes, a few percent more. Letters: B clips, T frames, P patches and L = 1 + P tokens a frame, D vision width,
-M graph tokens, Q queries, H Q-Former width, S text length, E alignment width, V vocabulary.
+Only matrix products count: 2 operations for each multiply-add. Recomputation to save memory (remat), masked entries and
+padding do not count. Norms, activations and softmaxes, a few percent, do not count either. Letters: B clips, T frames,
+P patches and L = 1 + P tokens a frame, D vision width, M graph tokens, Q queries, H Q-Former width, S text length,
+E alignment width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from stgt_jax.config import GraphConfig, ModelConfig, QFormerConfig, VisionConfi
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of one part for a whole batch."""
+    """The operations of one part for a whole batch."""
 
     forward: int
-    backward: int  # 0 where nothing trains that a gradient could reach
+    backward: int  # 0 where neither the part nor anything before it trains
 
     @property
     def total(self) -> int:
-        """Those of the forward and the backward pass."""
+        """Forward and backward pass together."""
         return self.forward + self.backward
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -28,17 +28,17 @@ class Flops:
 
 
 def model_flops(config: ModelConfig, *, batch: int, frames: int, text_length: int) -> dict[str, Flops]:
-    """Counts one training step of a stage, without the optimizer, which multiplies no matrices.
+    """Counts one training step, without the optimizer, which has no matrix products.
 
     Args:
-      config: of the model.
+      config: the model's.
       batch: B.
       frames: T.
       text_length: S.
 
     Returns:
-      By part, in the order they run: "vit", "graph", the Q-Former's passes "encode_queries", "encode_text", "match"
-      (3B pairs) and "decode", and "losses" (the similarities of all clips with all texts).
+      The counts by part, in the order the parts run: "vit", "graph", the Q-Former's passes "encode_queries",
+      "encode_text", "match" (3B pairs) and "decode", and "losses" (the similarities of all videos with all texts).
     """
     vision, qformer = config.vision, config.qformer
     tokens, queries = _graph_tokens(config, frames), qformer.num_queries
@@ -69,11 +69,11 @@ def model_flops(config: ModelConfig, *, batch: int, frames: int, text_length: in
 
 
 def graph_attention_flops(*, batch: int, frames: int, patches: int, width: int) -> Flops:
-    """Graph attention without its projections, on the 3T - 2 blocks of neighbouring frames alone.
+    """Graph attention without its projections, on the 3T - 2 blocks of neighbouring frames only.
 
-    Forward: two products a block, and the similarity of each pair of frames once, as it is the same both ways (2T - 1
-    blocks). Backward: five products a block. One of them computes the scores again, which no implementation in memory
-    linear in T can keep; the similarity has no gradient.
+    Forward: two products a block, and the cosine similarities of 2T - 1 blocks, because they are symmetric. Backward:
+    five products a block, one of which recomputes the scores, as every implementation in memory linear in T must. The
+    similarities have no gradient.
     """
     product = 2 * batch * patches**2 * width
     blocks, pairs = 3 * frames - 2, 2 * frames - 1
@@ -81,7 +81,7 @@ def graph_attention_flops(*, batch: int, frames: int, patches: int, width: int) 
 
 
 def graph_block_flops(*, batch: int, frames: int, patches: int, width: int) -> Flops:
-    """One graph block, all of it: the projections and the attention over frames and within them too."""
+    """A whole graph block: graph attention, its projections, and the attention across and within frames."""
     tokens = batch * frames * (1 + patches)
     return (
         _trained(_linear(tokens, width, width))
@@ -93,7 +93,7 @@ def graph_block_flops(*, batch: int, frames: int, patches: int, width: int) -> F
 
 
 def graph_transformer_flops(config: GraphConfig, *, batch: int, frames: int, patches: int, width: int) -> Flops:
-    """The graph module: its blocks and the projection of what is condensed; nothing for the variant "none"."""
+    """The graph module: its blocks and the last projection; 0 for the variant "none"."""
     if config.variant == "none":
         return Flops(0, 0)
     total = _trained(_linear(batch * _condensed(frames, patches), width, width))
@@ -103,12 +103,12 @@ def graph_transformer_flops(config: GraphConfig, *, batch: int, frames: int, pat
 
 
 def _trained(forward: int) -> Flops:
-    """A part with parameters that train: in the backward pass each product becomes two, for either factor."""
+    """A part that trains: the backward pass has two products for each one, for the gradients of both factors."""
     return Flops(forward, 2 * forward)
 
 
 def _vit(config: VisionConfig, frames: int) -> Flops:
-    """The backward pass goes no deeper than the lowest block that trains: below a frozen one nothing does."""
+    """The backward pass ends at the lowest block that trains."""
     patches = frames * config.grid**2
     embed = _linear(patches, 3 * config.patch_size**2, config.width)
     block = frames * (
@@ -138,14 +138,14 @@ def _qformer(
     text: int = 0,
     seen_queries: int = 0,
 ) -> int:
-    """All layers for one clip; `seen_queries` are those of an earlier pass, which the text sees."""
+    """All layers for one clip; `seen_queries` is the number of cached queries that the text attends to."""
     width, total = config.width, 0
     for layer in range(config.depth):
         total += _attention(queries + text, width, context=queries + text + seen_queries)
         if queries and layer % config.cross_attention_freq == 0:
             total += _attention(queries, width, context=vision_tokens, context_width=vision_width)
         total += _mlp(queries, width, config.mlp_dim)
-        if not (queries and layer == config.depth - 1):  # of the last matching layer only the queries are read
+        if not (queries and layer == config.depth - 1):  # matching uses only the queries of the last layer
             total += _mlp(text, width, config.mlp_dim)
     return total
 
@@ -155,7 +155,7 @@ def _residual_block(length: int, width: int) -> int:
 
 
 def _attention(length: int, width: int, *, context: int | None = None, context_width: int | None = None) -> int:
-    """Multi-head attention of `length` queries to `context` keys (themselves where None), with its projections."""
+    """Multi-head attention, with its projections, of `length` queries to `context` keys (by default to themselves)."""
     context = length if context is None else context
     context_width = width if context_width is None else context_width
     projections = 2 * _linear(length, width, width) + 2 * _linear(context, context_width, width)

@@ -28,7 +28,7 @@ def asked(monkeypatch):
     """The arguments of every call of `jax.distributed.initialize`, which does nothing; no launcher in sight."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **options: calls.append((place, options)))
-    monkeypatch.setattr("stgt_jax.distributed._say_on_abort", lambda message: None)
+    monkeypatch.setattr("stgt_jax.distributed._print_on_abort", lambda message: None)
     for name in os.environ:
         if name.startswith(("SLURM_", "OMPI_", "TPU_", "MEGASCALE_")):
             monkeypatch.delenv(name)
@@ -122,7 +122,7 @@ def test_failed_detection_says_what_to_set(asked, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     with pytest.raises(STGTError) as error, joined(heartbeat_timeout=HEARTBEAT):
         pass
-    assert "(as told by Open MPI): coordinator_address should be defined.; " in str(error.value)
+    assert "(found by Open MPI): coordinator_address should be defined.; " in str(error.value)
     assert "or give --coordinator, --num-processes and --process-id" in str(error.value)
 
 
@@ -171,4 +171,4 @@ def test_process_with_a_mistake_ends_with_it_and_the_others_with_it():
 
 def test_process_that_nobody_joins_says_so():
     ((status, (line,)),) = Members("impatient").end(within=0)
-    assert status == 1 and f"did not all come within {PATIENCE} s; start all of them" in line
+    assert status == 1 and f"did not all join within {PATIENCE} s; start all of them" in line

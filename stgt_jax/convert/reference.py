@@ -1,7 +1,8 @@
-"""The parameter names of the public PyTorch release <-> our parameter tree.
+"""Converts between the weights of the public PyTorch release ("the reference") and our parameter tree.
 
-One table pairs each of our leaves with the name and layout there; it serves both directions, for weights and gradients.
-Our repeated blocks are stacked along a leading layer axis, and fused projections are kept apart.
+One table pairs each of our parameters with the reference's name and layout. It serves both directions, for weights and
+for gradients. We stack the parameters of repeated blocks along a leading layer axis, and keep the query, key and value
+projections apart, which the reference partly fuses.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,28 +38,28 @@ def _conv_back(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One of our leaves: where it stands, the name there, and which third of a fused tensor it is (None: all of it)."""
+    """One of our parameters, or one layer of it, and the tensor of the reference that it comes from."""
 
-    path: str
-    layer: int | None
-    name: str
-    layout: _Layout = _same
+    path: str  # in our tree
+    layer: int | None  # its place on the layer axis; None where it is not stacked
+    name: str  # in the reference
+    layout: _Layout = _same  # from the reference's layout to ours
     layout_back: _Layout = _same
-    third: int | None = None
+    third: int | None = None  # which third of a fused tensor it is; None: all of it
 
 
 def from_reference(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
     """Builds our parameter tree from weights under the reference's names.
 
     Args:
-      weights: name -> array; names that the reference only aliases (the tied decoder) may be there or not.
-      config: the sizes, see `reference_config`.
+      weights: name -> array. Aliases in the reference (the tied decoder) may be missing.
+      config: the sizes; see `reference_config`.
 
     Returns:
-      The tree `STGT(config).init` would make, float32.
+      The parameter tree of `STGT(config)`, float32.
 
     Raises:
-      STGTError: a weight is missing, or one is left over that has no place in this config.
+      STGTError: a weight is missing, or a weight has no place in this config.
     """
     stacks: dict[str, list[np.ndarray]] = {}
     used = set(_ALIASES)
@@ -79,10 +80,10 @@ def from_reference(weights: Mapping[str, np.ndarray], config: ModelConfig) -> di
 
 
 def to_reference(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
-    """The inverse of `from_reference`, for a tree of weights or of their gradients.
+    """The inverse of `from_reference`, for a tree of weights or of gradients.
 
     Returns:
-      name -> float32 array, without the names the reference only aliases.
+      name -> float32 array, without the reference's aliases.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     parts: dict[str, list[np.ndarray]] = {}
@@ -100,10 +101,10 @@ def reference_config(
     qformer_heads: int,
     sim_threshold: float,
 ) -> ModelConfig:
-    """Reads every size from the weights' shapes; the numbers of heads and the threshold leave no trace there.
+    """Reads all sizes from the shapes of the weights, which do not show the numbers of heads and the threshold.
 
     Raises:
-      STGTError: a weight that tells a size is missing.
+      STGTError: a weight is missing whose shape is needed.
     """
 
     def shape(name: str) -> tuple[int, ...]:
@@ -154,12 +155,12 @@ _ALIASES = ("Qformer.cls.predictions.decoder.weight", "Qformer.cls.predictions.d
 
 
 def _count(weights: Mapping[str, np.ndarray], prefix: str) -> int:
-    """The number of layers whose names start with `prefix` and their index."""
+    """The number of layers: of the different indices that follow `prefix` in the names."""
     return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
 
 
 def _leaves(config: ModelConfig) -> Iterator[_Leaf]:
-    """Every leaf of our tree, layer after layer where it is stacked."""
+    """All parameters of our tree, layer by layer where they are stacked."""
     yield from _vision(config.vision)
     yield from _graph(config.graph)
     yield from _qformer(config.qformer)

@@ -1,1 +1,1 @@
-"""The model, part by part: vit -> graph_transformer -> qformer -> stgt, the whole."""
+"""The model and its parts: vit -> graph_transformer -> qformer -> stgt, which joins them."""

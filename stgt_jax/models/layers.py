@@ -1,6 +1,6 @@
-"""The layers that more than one part of the model is made of.
+"""Layers that several parts of the model share.
 
-Letters: B any batch, S sequence, D width. Parameters are float32; `dtype` is that of the computation.
+Letters: B batch, S sequence length, K keys, D width. Parameters are float32; `dtype` is the dtype of the computation.
 """
 
 import math
@@ -24,8 +24,8 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU x Phi(x), computed in float32.
 
-    jax.nn.gelu writes it with erfc, so large an expression that compilers break it into two passes over memory, and
-    keeps several arrays for the gradient instead of its slope alone.
+    jax.nn.gelu writes it with erfc. Compilers then split it into two passes over memory, because the expression is so
+    large, and keep several arrays for the gradient. This one keeps only the slope.
     """
     return (x * _normal_cdf(x)).astype(x.dtype)
 
@@ -43,25 +43,25 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 
 def normalize(x: jax.Array) -> jax.Array:
-    """Vectors of norm 1 in float32, [..., D] -> [..., D]; a zero vector stays one."""
+    """Scales vectors to norm 1, in float32: [..., D] -> [..., D]. Zero vectors stay zero."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics, in the two-pass form: E[x^2] - E[x]^2 cancels where the mean is large."""
+    """LayerNorm with float32 statistics. The variance takes two passes: E[x^2] - E[x]^2 cancels for large means."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def stack(
     block: type[nn.Module], length: int, *, scan: bool, remat: bool, in_axes: tuple = (), takes_train: bool = True
 ) -> Callable[..., nn.Module]:
-    """Repeats a block `length` times, its parameters stacked along a leading layer axis.
+    """Repeats a block `length` times, with its parameters stacked along a leading layer axis.
 
     `block.__call__(carry, *inputs, train)` returns (carry, output); with `takes_train=False` it has no `train`.
     `in_axes` says for each of `inputs` whether it has a layer axis (0) or is the same for all layers (nn.broadcast).
-    The parameters' layout and the results are the same whether the layers run as a loop (`scan`) or unrolled,
-    recomputed in the backward pass (`remat`) or not.
+    `scan` runs the layers as a loop instead of unrolled, `remat` recomputes them in the backward pass; neither changes
+    parameters or results.
     """
     if remat:
         static = (len(in_axes) + 2,) if takes_train else ()
@@ -77,10 +77,10 @@ def stack(
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention from `x` to `context` (to itself where None), with projections.
+    """Attention from `x` to `context`, or to `x` itself, with linear projections.
 
-    [B, S, D], [B, K, any] -> [B, S, D], or [B, T, S, D] -> the same for frames, without context and mask. `mask`
-    broadcasts to [B, heads, S, K], False hides a key.
+    [B, S, D], [B, K, any width] -> [B, S, D]. `mask` broadcasts to [B, heads, S, K]; False hides a key. Or [B, T, S, D]
+    -> the same shape, where the tokens of each frame attend to each other, without context and mask.
     """
 
     num_heads: int

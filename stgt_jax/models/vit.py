@@ -1,6 +1,7 @@
-"""EVA-CLIP ViT: each frame to tokens, one global [CLS] token first (docs/model.md section 1).
+"""EVA-CLIP's ViT: turns each frame into tokens, the global [CLS] token first (docs/model.md section 1).
 
-Pre-norm blocks, no bias on the keys, no final norm, no pooling.
+Blocks are pre-norm; keys have no bias; there is no final norm and no pooling.
+Letters: B videos, T frames, P patches and L = 1 + P tokens a frame, D width.
 """
 
 import jax
@@ -29,9 +30,9 @@ class VisionBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose stride is its width, as a matrix product: [B, T, height, width, 3] -> [B, T, P, D].
+    """A convolution whose stride is its kernel size, as a matrix product: [B, T, height, width, 3] -> [B, T, P, D].
 
-    Frames stay a dimension of their own, as everywhere before the graph: devices may hold different ones.
+    Frames stay a dimension of their own, as in every layer before the graph, so that they can be split over devices.
     """
 
     config: VisionConfig
@@ -47,7 +48,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Normalised videos to tokens, frame by frame: [B, T, height, width, 3] -> [B, T, L, D]."""
+    """Encodes normalised videos frame by frame: [B, T, height, width, 3] -> [B, T, L, D]."""
 
     config: VisionConfig
     dtype: jnp.dtype
