@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from models_for_tests import tiny
 
 from stgt_jax.config import LossConfig
