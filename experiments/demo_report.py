@@ -24,7 +24,8 @@ from stgt_jax.config import ModelConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, format_time_order
-from stgt_jax.train.checkpoint import load_config, load_params
+from stgt_jax.run_folder import read_run
+from stgt_jax.train.checkpoint import load_params
 
 STAGES = ("stage1", "stage2")
 TEST_SPLIT = "test"
@@ -59,7 +60,7 @@ def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
 
 
 def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInputs:
-    config = load_config(workdir / STAGES[-1])
+    config = read_run(workdir / STAGES[-1]).model
     params = load_params(workdir / STAGES[-1], config)
     data = DataConfig(shards=str(workdir / "shards"))
     ablation = workdir / "ablation" / "ablation.json"

@@ -1,15 +1,20 @@
 """Evaluations of a checkpoint on a shard set: what `stgt eval` runs, and the last step of the demo and the ablation."""
 
+import logging
 from pathlib import Path
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
+from data_pipeline.shards import open_shards
 from experiments.storage import check_storage
 from stgt_jax.encoder import Encoder
+from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, evaluate_retrieval
-from stgt_jax.train.checkpoint import load_config, load_params
+from stgt_jax.run_folder import Run, check_vocabulary, read_run
+from stgt_jax.train.checkpoint import load_params
 
 FRAME_SHUFFLE_SEED = 0
+_log = logging.getLogger("stgt_jax")
 
 
 def retrieval(
@@ -32,10 +37,12 @@ def retrieval(
       shuffle_frames: the control for whether the model sees time: each clip's frames out of order.
 
     Raises:
-      STGTError, DataError: no such checkpoint or shards.
+      STGTError: no such checkpoint or shards, or shards that do not fit the model (`check_shards`).
     """
     check_storage(checkpoint, shards)
-    config = load_config(checkpoint)
+    run = read_run(checkpoint)
+    check_shards(run, shards, split)
+    config = run.model
     encoder = Encoder(config, load_params(checkpoint, config), batch_size=batch_size)
     batches = eval_batches(
         DataConfig(shards=str(shards)),
@@ -46,3 +53,28 @@ def retrieval(
         shuffle_frames_seed=FRAME_SHUFFLE_SEED if shuffle_frames else None,
     )
     return evaluate_retrieval(encoder, batches, k_test=k_test)
+
+
+def check_shards(run: Run, shards: str | Path, split: str) -> None:
+    """Checks that a split means to a run's model what the clips of its training meant.
+
+    Frames that were prepared in another way than those of the training are no error, but may lower the scores: this is
+    logged.
+
+    Raises:
+      STGTError: no such shards, another vocabulary, or captions longer than the model reads.
+    """
+    settings, longest = open_shards(shards, split).settings, run.model.qformer.max_text_length
+    check_vocabulary(run, shards, settings.vocab_sha256)
+    if settings.max_text_length > longest:
+        raise STGTError(
+            f"the captions of '{shards}' have {settings.max_text_length} tokens, and the model in '{run.folder}' reads"
+            f" {longest}; build the shards with --max-text-length {longest}"
+        )
+    for option in ("num_kept_frames", "resize"):
+        given, trained = getattr(settings, option), getattr(run.preparation, option)
+        if given != trained:
+            _log.warning(
+                "warning: '%s' was built with %s=%s, the shards of the training with %s=%s; this may lower the scores",
+                shards, option, given, option, trained,
+            )  # fmt: skip

@@ -1,5 +1,6 @@
 """One stage of training from a recipe: the loader, the model and the validation brought together for `train`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from stgt_jax.config import WeightsConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
-from stgt_jax.train.checkpoint import has_checkpoint
+from stgt_jax.run_folder import Preparation, Provenance, check_initial_weights, check_vocabulary, read_run
+from stgt_jax.train.checkpoint import checkpoint_folder, has_checkpoint
 from stgt_jax.train.loop import train
 from stgt_jax.train.weights import check_weights, initial_params
 
@@ -29,7 +31,12 @@ VALIDATION_BATCH = 32
 
 
 def pretrain(
-    recipe: Recipe, workdir: str | Path, *, resume: bool = False, profile_steps: tuple[int, int] | None = None
+    recipe: Recipe,
+    workdir: str | Path,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, float]:
     """Trains the stage that `recipe` describes.
 
@@ -37,6 +44,8 @@ def pretrain(
       recipe: with data.shards set.
       workdir: gets checkpoints, logs and metrics; a local folder, or one in a bucket.
       resume: go on from the newest checkpoint in `workdir`.
+      allow_changes: resume although options of the training or the data have changed, or start from weights that were
+        trained with another graph threshold or number of frames.
       profile_steps: first and last step of which a trace goes to WORKDIR/tensorboard.
 
     Returns:
@@ -46,9 +55,15 @@ def pretrain(
       STGTError: shards, weights or devices that are missing or do not fit the recipe; a bucket that does not answer.
     """
     check_storage(workdir, recipe.data.shards, recipe.weights.initial, recipe.weights.vision)
-    if not has_checkpoint(workdir):
+    is_new = not has_checkpoint(workdir)
+    if is_new:
         check_weights(recipe.weights, recipe.model, needs_initial=recipe.needs_initial_weights)
     recipe = fit_to_shards(recipe)
+    provenance = _provenance(recipe, is_new)
+    if is_new and recipe.weights.initial:
+        first_stage = read_run(recipe.weights.initial)
+        check_vocabulary(first_stage, recipe.data.shards, provenance.sections["vocab_sha256"])
+        check_initial_weights(first_stage, recipe.model, allow_changes=allow_changes)
     per_process, rest = divmod(recipe.train.batch_size, jax.process_count())
     if rest:
         raise STGTError(
@@ -70,8 +85,10 @@ def pretrain(
             loader,
             workdir,
             resume=resume,
+            allow_changes=allow_changes,
             evaluate=_validation(recipe),
             initial_params=_initial_params(recipe),
+            provenance=provenance,
             profile_steps=profile_steps,
         )
 
@@ -130,6 +147,35 @@ def stage_recipe(name: str, fields: Mapping[str, Any], fixed: Mapping[str, Any])
     return stage
 
 
+def _provenance(recipe: Recipe, is_new: bool) -> Provenance:
+    """Returns what the run's folder is to tell of its data, vocabulary and first weights."""
+    shards = recipe.data.shards
+    splits = [TRAIN_SPLIT, *filter(None, [_validation_split(shards)])]
+    sources = {split: open_shards(shards, split) for split in splits}
+    settings = sources[TRAIN_SPLIT].settings
+    sections = {
+        "data": recipe.data,
+        "weights": recipe.weights,
+        "needs_initial_weights": recipe.needs_initial_weights,
+        "vocab_from_data": recipe.vocab_from_data,
+        "preparation": Preparation(settings.num_kept_frames, settings.resize, settings.max_text_length),
+        "vocab_sha256": settings.vocab_sha256,
+        "shards": {
+            split: {"manifest_sha256": source.manifest_sha256, "num_records": len(source)}
+            for split, source in sources.items()
+        },
+    }
+    if is_new:  # else the weights are the run's own, and those it started from may be gone
+        origins = dataclasses.asdict(recipe.weights).items()
+        sections["weights_origin"] = {name: str(checkpoint_folder(path)) for name, path in origins if path}
+    return Provenance(sections, epath.Path(shards, VOCAB_NAME).read_bytes())
+
+
+def _validation_split(shards: str) -> str | None:
+    known = list_splits(shards)
+    return next((name for name in VALIDATION_SPLITS if name in known), None)
+
+
 def _initial_params(recipe: Recipe) -> Callable[[Mesh], Any] | None:
     """Returns the function from the mesh to the parameters to start from; None for random ones."""
     if recipe.weights == WeightsConfig():
@@ -140,7 +186,7 @@ def _initial_params(recipe: Recipe) -> Callable[[Mesh], Any] | None:
 def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
     """Returns the function from parameters to retrieval scores on the validation clips; None where there are none."""
     data, config = recipe.data, recipe.model
-    split = next((name for name in VALIDATION_SPLITS if name in list_splits(data.shards)), None)
+    split = _validation_split(data.shards)
     if split is None:
         return None
 

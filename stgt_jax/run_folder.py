@@ -110,6 +110,11 @@ class _LiteralPath(PosixGPath):
         return (type(self)(path) for path in pathlib.Path(self).glob(pattern))
 
 
+def in_bucket(path: PathLike) -> bool:
+    """Whether `path` is the address of an object store, such as gs://bucket/run."""
+    return "://" in os.fspath(path)
+
+
 def folder_path(path: PathLike) -> epath.Path:
     """Returns the absolute path of a run's folder, to be used for everything in it.
 
@@ -117,7 +122,7 @@ def folder_path(path: PathLike) -> epath.Path:
       STGTError: Orbax cannot write to a folder of that name.
     """
     text = os.fspath(path)
-    if "://" in text:  # absolute already; pathlib would spoil it
+    if in_bucket(text):  # absolute already; pathlib would spoil it
         if set("[]*?") & set(text):
             raise STGTError(f"'{text}': Orbax cannot read a bucket's folder with [, ], * or ? in its name; rename it")
         return epath.Path(text)
@@ -160,9 +165,17 @@ def write_run(folder: PathLike, content: Mapping[str, Any], vocab: bytes = b"") 
     for name, data in files.items():
         file = place / name
         if not file.exists() or file.read_bytes() != data:
-            partial = place / f"{name}.partial"
-            partial.write_bytes(data)
-            partial.replace(file)
+            write_whole(file, data)
+
+
+def write_whole(file: epath.Path, data: bytes) -> None:
+    """Replaces a file at once: a process that ends on the way leaves the old one."""
+    if in_bucket(file):  # its objects are always whole
+        file.write_bytes(data)
+        return
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(file)
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:

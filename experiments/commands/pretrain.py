@@ -21,6 +21,7 @@ class Pretrain:
     _: KW_ONLY
     workdir: Folder  # folder for checkpoints, metrics and logs
     resume: bool = False  # continue from the newest checkpoint in the workdir, if there is one
+    allow_changes: bool = False  # resume with other options, or start from weights of another graph threshold
     profile_steps: str = ""  # FIRST:LAST, trace these steps for TensorBoard's profiler; a start's first step compiles
     coordinator: str = ""  # HOST:PORT of process 0, a port that is free there
     num_processes: int | None = None  # number of processes
@@ -40,7 +41,9 @@ class Pretrain:
         with joined(*place, heartbeat_timeout=self.heartbeat_timeout):
             from experiments.pretrain import pretrain
 
-            figures = pretrain(recipe, self.workdir, resume=self.resume, profile_steps=steps)
+            figures = pretrain(
+                recipe, self.workdir, resume=self.resume, allow_changes=self.allow_changes, profile_steps=steps
+            )
             if jax.process_index() > 0:
                 return None
         print("\n".join(f"{name} {value:.4g}" for name, value in figures.items()))

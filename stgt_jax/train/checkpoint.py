@@ -1,20 +1,16 @@
-"""Checkpoints of a run, written by Orbax in the background, and what else of a run its folder must tell.
+"""Checkpoints of a run, written by Orbax in the background.
 
-    WORKDIR/config.json             the model's config and whatever else the run was started with
-    WORKDIR/checkpoints/STEP/params     the whole parameter tree, trainable and frozen: all that evaluation needs
+    WORKDIR/checkpoints/STEP/params     all parameters, trainable and frozen: evaluation needs nothing else
                             /optimizer  step and optimizer state
-                            /loader     position in the training data, of every process
-                            /checksums  of params and optimizer: storage that decays does not go unnoticed
+                            /loader     place in the training data, of every process
+                            /checksums  of params and optimizer, so that damage is noticed
 
-Paths go through etils.epath, so WORKDIR may be a bucket.
+WORKDIR may be a folder in a bucket.
 """
 
 import base64
-import dataclasses
 import json
 import math
-import os
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,24 +25,23 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
-from stgt_jax.checks import did_you_mean
 from stgt_jax.config import ModelConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.exported import WEIGHTS_NAME, is_exported, read_weights
 from stgt_jax.models.stgt import STGT
+from stgt_jax.run_folder import CONFIG_NAME, PathLike, folder_path
 from stgt_jax.sharding import param_shardings
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, param_shapes, split_params
 
-_PREEMPTED = "preempted"  # among what Orbax keeps beside a checkpoint: whether it was saved because the run must stop
-BEST_METRIC = "t2v_r1"  # of the validation: the checkpoints where it is highest are kept
-PathLike = str | os.PathLike[str]
+_PREEMPTED = "preempted"  # a note beside a checkpoint: it was saved because the run had to stop
+BEST_METRIC = "t2v_r1"  # of the validation: the checkpoints with the highest are kept
 
 
 class _Manager(ocp.CheckpointManager):
-    """Counts the steps of this start of the run alone.
+    """Counts steps from the start of this process, not of the run, when processes agree on a step to stop at.
 
-    Of several processes JAX takes the step after the highest that any has named as the one to stop at. Were the first
-    one named that of a resumed run, a notice that came before would be for step 1, which never follows.
+    JAX chooses the step after the highest one that a process has reported. A notice that arrives before a resumed run
+    has reported any would choose step 1, which never comes.
     """
 
     first_step = 0
@@ -66,9 +61,10 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(best_fn=_score, preservation_policy=policy)
-        self._folder = _absolute(workdir) / "checkpoints"
+        self._folder = folder_path(workdir) / "checkpoints"
         self._manager = _Manager(self._folder, options=options)
         self._manager.first_step = self._manager.latest_step() or 0
+        self._unchecked: int | None = None  # the step of a checkpoint that was not yet read back
 
     @property
     def latest_step(self) -> int | None:
@@ -87,10 +83,9 @@ class Checkpoints:
         return step is not None and bool((self._manager.metadata(step).custom_metadata or {}).get(_PREEMPTED))
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the run's processes are to stop after `step`, on which they agree.
+        """Whether all processes of the run are to stop after `step`: one got SIGTERM, or its TPU is to be taken away.
 
-        For that each must ask after every step. One of them was sent SIGTERM, or its TPU is to be taken away. A
-        process alone, without `jax.distributed`, is never told.
+        Each process must ask after every step, so that they agree. Without `jax.distributed` it is always False.
         """
         return self._manager.reached_preemption(step)
 
@@ -107,17 +102,21 @@ class Checkpoints:
         *,
         preempted: bool = False,
     ) -> None:
-        """Begins to write a checkpoint; `state` may be consumed as soon as this returns.
+        """Begins to write a checkpoint; `state` may be overwritten as soon as this returns.
 
         Args:
           step: its name; one that exists is not written again.
           state: of the training.
           loader_state: of this process' training data: bytes or anything JSON can hold.
-          metrics: of a validation of this very state, to choose the best checkpoint by.
-          preempted: it is saved because the run was asked to stop, and should go on by itself when started again.
+          metrics: of a validation of this state, to choose the best checkpoint by.
+          preempted: it is saved because the run was asked to stop, and is to be resumed when it is started again.
+
+        Raises:
+          STGTError: the checkpoint before this one cannot be read back.
         """
         if step in self._manager.all_steps():
             return
+        self.wait()
         params = merge_params(state.params, state.frozen)
         optimizer = {"step": state.step, "opt_state": flax.serialization.to_state_dict(state.opt_state)}
         items = ocp.args.Composite(
@@ -128,6 +127,7 @@ class Checkpoints:
         )
         notes = {_PREEMPTED: True} if preempted else None
         self._manager.save(step, args=items, metrics=dict(metrics or {}), custom_metadata=notes)
+        self._unchecked = step
 
     def restore(self, template: TrainState, config: ModelConfig) -> tuple[TrainState, Any]:
         """Reads the newest checkpoint.
@@ -138,7 +138,7 @@ class Checkpoints:
 
         Returns:
           The state and this process' loader state. Raises STGTError for a checkpoint of another model or training, for
-          one of another number of processes that were not all at the same place in the data, and for a damaged one.
+          a damaged one, and for one of another number of processes that were not all at the same place in the data.
         """
         folder = self.path(self._manager.latest_step())
         params = _restore(folder / "params", merge_params(template.params, template.frozen))
@@ -159,11 +159,22 @@ class Checkpoints:
         return state, _unpack(loaders[jax.process_index()])
 
     def wait(self) -> None:
-        """Returns when every checkpoint begun is written."""
+        """Returns when every checkpoint is written; raises STGTError where one cannot be found again."""
         self._manager.wait_until_finished()
+        step, self._unchecked = self._unchecked, None
+        if step is None or jax.process_index() != 0:
+            return
+        try:
+            for item in ("params", "optimizer"):
+                _saved_shapes(self.path(step) / item)
+        except STGTError as error:
+            raise STGTError(
+                f"the checkpoint of step {step} was written, but cannot be read back; the run ends before more is lost:"
+                f" {error}"
+            ) from error
 
     def close(self) -> None:
-        """Finishes writing and frees the threads."""
+        """Waits for what is being written and ends the threads."""
         self._manager.close()
 
 
@@ -187,9 +198,9 @@ def load_params(path: PathLike, config: ModelConfig, mesh: Mesh | None = None) -
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     if is_exported(path):
         saved = read_weights(path)
-        _check_same_shapes(_absolute(path) / WEIGHTS_NAME, saved, template)
+        _check_same_shapes(folder_path(path) / WEIGHTS_NAME, saved, template)
         return jax.tree.map(lambda x, y: jax.device_put(x.astype(y.dtype), y.sharding), saved, template)
-    return _restore(_checkpoint_folder(_absolute(path)) / "params", template)
+    return _restore(checkpoint_folder(path) / "params", template)
 
 
 def load_saved_params(path: PathLike, mesh: Mesh) -> Any:
@@ -205,7 +216,7 @@ def load_saved_params(path: PathLike, mesh: Mesh) -> Any:
     if is_exported(path):
         saved = read_weights(path)
         return jax.device_put(saved, param_shardings(saved, mesh))
-    folder = _checkpoint_folder(_absolute(path)) / "params"
+    folder = checkpoint_folder(path) / "params"
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _saved_shapes(folder))
     template = jax.tree.map(
         lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, param_shardings(shapes, mesh)
@@ -213,65 +224,30 @@ def load_saved_params(path: PathLike, mesh: Mesh) -> Any:
     return _read(folder, template)
 
 
+def checkpoint_folder(path: PathLike) -> epath.Path:
+    """Returns the folder that holds the weights: `path` itself, or the newest checkpoint of the run at `path`.
+
+    Raises:
+      STGTError: there is none.
+    """
+    folder = folder_path(path)
+    if not folder.exists():
+        raise STGTError(f"{path}: no such folder; give that of a run (its --workdir) or one of its checkpoints/STEP")
+    if (folder / "params").exists() or is_exported(folder):
+        return folder
+    if not has_checkpoint(folder):
+        raise STGTError(f"{path}: has no checkpoints; give the folder of a run that wrote one, or a checkpoints/STEP")
+    return folder / "checkpoints" / str(max(ocp.utils.checkpoint_steps(folder / "checkpoints")))
+
+
 def has_checkpoint(workdir: PathLike) -> bool:
     """Whether a run's folder holds a checkpoint."""
-    folder = _absolute(workdir) / "checkpoints"
+    folder = folder_path(workdir) / "checkpoints"
     return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
-
-
-def save_config(workdir: PathLike, **sections: Any) -> None:
-    """Writes dataclasses, such as `model=ModelConfig(...)`, into WORKDIR/config.json; other sections there stay."""
-    file = epath.Path(workdir) / "config.json"
-    content = json.loads(file.read_text()) if file.exists() else {}
-    content |= {name: dataclasses.asdict(section) for name, section in sections.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def load_config(path: PathLike) -> ModelConfig:
-    """The model's config from config.json in the folder of a run, or beside the checkpoint folder given."""
-    folder = _absolute(path)
-    file = next((f for f in (folder / "config.json", _config_file(folder)) if f.exists()), None)
-    if file is None:
-        raise STGTError(f"{path}: has no config.json; give the folder of a run (its --workdir)")
-    try:
-        return _dataclass_from(ModelConfig, json.loads(file.read_text())["model"], "model")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise STGTError(f"{file}: is no config of a model ({error!r}); restore it or write it anew") from error
-
-
-def _dataclass_from(cls: type, values: Mapping[str, Any], section: str) -> Any:
-    types = typing.get_type_hints(cls)
-    for name in values:
-        if name not in types:
-            raise STGTError(f"config.json: {section}.{name} is not an option{did_you_mean(name, types)}")
-    nested = {n: _dataclass_from(types[n], v, n) for n, v in values.items() if dataclasses.is_dataclass(types[n])}
-    return cls(**{**values, **nested})
-
-
-def _absolute(path: PathLike) -> epath.Path:
-    given = epath.Path(path)
-    return given if given.is_absolute() else given.absolute()  # absolute() would spoil the address of a bucket
 
 
 def _score(metrics: Mapping[str, float]) -> float:
     return metrics.get(BEST_METRIC, -math.inf)
-
-
-def _config_file(checkpoint: epath.Path) -> epath.Path:
-    return checkpoint.parent.parent / "config.json"
-
-
-def _checkpoint_folder(path: epath.Path) -> epath.Path:
-    """The folder of one checkpoint: `path` itself, or the newest of the run at `path`."""
-    if not path.exists():
-        raise STGTError(f"{path}: no such folder; give that of a run (its --workdir) or one of its checkpoints/STEP")
-    if (path / "params").exists():
-        return path
-    steps = ocp.utils.checkpoint_steps(path / "checkpoints") if (path / "checkpoints").exists() else []
-    if not steps:
-        raise STGTError(f"{path}: has no checkpoints; give the folder of a run that wrote one, or a checkpoints/STEP")
-    return path / "checkpoints" / str(max(steps))
 
 
 def _restore(folder: epath.Path, template: Any) -> Any:
@@ -348,7 +324,8 @@ def _check_same_shapes(folder: epath.Path, saved: Any, template: Any) -> None:
     if folder.name == "optimizer":
         mend = f"it was trained with other frozen parts or options; use --weights.initial {folder.parent}"
     else:
-        mend = "these weights are of another model size; use the config.json that belongs to them"
+        place = folder.parent if folder.name == WEIGHTS_NAME else folder.parents[2]
+        mend = f"these weights are of another model size; use the config in {place / CONFIG_NAME}"
     shapes = [f"shape {tree[different]}" if different in tree else "missing" for tree in (there, here)]
     raise STGTError(f"{folder.parent}: {different} is {shapes[0]} there and {shapes[1]} in this model: {mend}")
 

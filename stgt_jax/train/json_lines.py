@@ -1,38 +1,40 @@
-"""A file of JSON lines that grows with a run, in a folder or in a bucket."""
+"""A file with a JSON object on each line that grows with a run, in a folder or in a bucket."""
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 
 from etils import epath
+
+from stgt_jax.run_folder import in_bucket, write_whole
 
 Line = Mapping[str, float]
 
 
 class JsonLines:
-    """Lines of a step and its values. A bucket's objects cannot be appended to: there `flush` writes the file anew.
+    """Appends lines, each a step and its values.
 
-    It is to be called before each checkpoint: lines after the last one are not kept by a resumed run either.
+    Nothing can be appended to an object in a bucket: there only `flush` writes, and all lines anew. Call it before each
+    checkpoint; a resumed run drops the lines after its checkpoint anyway.
     """
 
     def __init__(self, path: epath.Path, lines: Sequence[Line]) -> None:
         """Opens a file that holds these lines and no others."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        path.write_text(text)
-        self._path, self._in_bucket = path, "://" in os.fspath(path)
+        write_whole(path, text.encode())
+        self._path, self._in_bucket = path, in_bucket(path)
         self._file = io.StringIO() if self._in_bucket else path.open("a")
         if self._in_bucket:
             self._file.write(text)
 
     def append(self, step: int, values: Line) -> None:
-        """Adds a line."""
+        """Appends a line."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         if not self._in_bucket:
             self._file.flush()
 
     def flush(self) -> None:
-        """Makes the file whole up to here."""
+        """Writes out every line appended so far."""
         if self._in_bucket:
             self._path.write_text(self._file.getvalue())
 
@@ -43,7 +45,7 @@ class JsonLines:
 
 
 def lines_until(path: epath.Path, step: int) -> list[dict[str, float]]:
-    """The lines of such a file up to `step`; a last line cut off in the middle is left out."""
+    """Returns the lines of such a file up to `step`, without a last line that was cut off."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

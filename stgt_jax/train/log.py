@@ -1,9 +1,9 @@
-"""What a run tells of itself: a progress bar, TensorBoard, and two files of JSON lines.
+"""The logs of a run: a progress bar, TensorBoard, and two files with a JSON object on each line.
 
-    WORKDIR/metrics.jsonl       every step's metrics, and those of validations: the same however often a run is cut off
-           /performance.jsonl   what a step takes, and goodput: at every start, every `log_every` steps, every pause
+    WORKDIR/metrics.jsonl       the metrics of every step and validation, the same however often a run is interrupted
+           /performance.jsonl   seconds per step and goodput, at every start, every `log_every` steps and every pause
 
-Lines of steps after the checkpoint that a run goes on from go from both.
+When a run is resumed from a checkpoint, both lose the lines of the steps after it.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ _IN_BAR = {"loss": "loss", "accuracy_v2t": "v2t", "accuracy_t2v": "t2v", "accura
 
 
 class RunLog:
-    """Logs of one run, written by process 0 alone; a context manager.
+    """The logs of one run, written by process 0 alone; a context manager.
 
-    `final` holds the newest value of every metric, those of a validation as "validation/...".
+    `final` holds the newest value of every metric; those of a validation are named "validation/...".
     """
 
     def __init__(
@@ -33,20 +33,20 @@ class RunLog:
     ) -> None:
         """Continues the logs after step `start`; `timer` is that of this start of the run.
 
-        Without `resume` the run is a new one, though an earlier one, without a checkpoint, may have left its logs.
+        Without `resume` the goodput is that of a new run, even if one that saved no checkpoint has left logs there.
         """
         self.final: dict[str, float] = {}
         self._config, self._timer = config, timer
         self._in_bar: dict[str, str] = {}
         self._writes = jax.process_index() == 0
         metrics, performance = workdir / "metrics.jsonl", workdir / "performance.jsonl"
-        kept, account = lines_until(metrics, start), lines_until(performance, start) if resume else []
+        kept, earlier = lines_until(metrics, start), lines_until(performance, start) if resume else []
         for line in kept:
             self.final |= {name: value for name, value in line.items() if name != "step"}
-        self._goodput = Goodput(account, timer)
+        self._goodput = Goodput(earlier, timer)
         self._bar = tqdm(total=config.num_steps, initial=start, unit="step", disable=not self._writes)
         if self._writes:
-            self._metrics, self._performance = JsonLines(metrics, kept), JsonLines(performance, account)
+            self._metrics, self._performance = JsonLines(metrics, kept), JsonLines(performance, earlier)
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
             self._performance.append(start, self._goodput.line())
 
@@ -61,10 +61,10 @@ class RunLog:
             self._board.close()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs a training step; TensorBoard, the bar's figures and the performance follow every `log_every` steps."""
+        """Logs a training step; every `log_every` steps also in TensorBoard, on the bar, and its performance."""
         self._write(step, values)
         self._bar.update()
-        self._timer.finished()
+        self._timer.step_completed()
         if step % self._config.log_every == 0 or step == self._config.num_steps:
             self._log_performance(step)
             figures = {short: f"{values[name]:.3g}" for name, short in _IN_BAR.items() if name in values}
@@ -73,9 +73,9 @@ class RunLog:
 
     @contextlib.contextmanager
     def pause(self, step: int) -> Iterator[None]:
-        """Around what the loop does between `step`, which is logged, and the next, and what is no training.
+        """Goes around work that is no training, between `step`, which is logged, and the next one.
 
-        Before it the performance is logged: a run that goes on from a checkpoint of `step` finds its account.
+        The performance is logged first: a run that is resumed from a checkpoint of `step` continues from that line.
         """
         self._log_performance(step)
         with self._timer.pause():
@@ -88,24 +88,24 @@ class RunLog:
         self._plot(step, values)
 
     def _log_performance(self, step: int) -> None:
-        """Logs what the steps since the last call took, if there are any."""
+        """Logs the performance of the steps since the last call, if there are any."""
         window = self._timer.take_window()
         if not window.steps:
             return
         self._goodput.add(window)
-        figures, account = step_figures(window, self._config.batch_size), self._goodput.line()
+        figures, goodput = step_figures(window, self._config.batch_size), self._goodput.line()
         self._in_bar = {
             "videos/s": f"{figures['videos_per_second']:.1f}",
             "s/step": f"{figures['step_seconds']:.3g}",
             "input wait": f"{figures['input_wait_share']:.0%}",
         }
         if self._writes:
-            self._performance.append(step, account | figures)
-        shown = figures | {"goodput": account["goodput"]}
+            self._performance.append(step, goodput | figures)
+        shown = figures | {"goodput": goodput["goodput"]}
         self._plot(step, {f"performance/{name}": value for name, value in shown.items()})
 
     def flush(self) -> None:
-        """Makes both files whole up to here, wherever they lie."""
+        """Writes out both files up to here."""
         if self._writes:
             self._metrics.flush()
             self._performance.flush()

@@ -1,9 +1,9 @@
-"""Where the time of a run goes: seconds a step, the share of them that waits for data, goodput; and device memory.
+"""Where the time of a run goes: seconds per step, the share spent waiting for data, goodput, and device memory.
 
-A step lasts from the completion of the one before, or from the end of a pause in which the loop validates or saves, to
-its own. Its input wait is the part in which the devices have nothing to do for want of its batch: from the completion
-of the step before until `shard_batch` has returned. Waiting behind a running step costs nothing and is not counted: a
-loader one tenth too slow shows as a tenth, though the loop, which is ahead, does little else than wait for it.
+A step lasts from the completion of the step before it, or from the end of a pause in which the loop validates or saves,
+to its own completion. Its input wait is the part in which the devices are idle because its batch is not there yet: from
+the completion of the step before until `shard_batch` returns. Time in which the loop waits for a batch while the
+devices still compute is not counted. So a loader that is a tenth too slow shows as a tenth.
 """
 
 import collections
@@ -19,7 +19,7 @@ import jax
 
 @dataclass(frozen=True)
 class Window:
-    """Some steps, one after the other."""
+    """Consecutive steps."""
 
     steps: int = 0
     seconds: float = 0.0  # of these steps, their input wait included
@@ -29,16 +29,17 @@ class Window:
 class StepTimer:
     """Times the steps of one start of a run; a context manager, entered when the run starts.
 
-    The loop runs ahead of the devices and shall not wait for them, so a thread notes when each step is completed. The
-    first step after the start belongs to no window: the compilation is in it.
+    The loop runs ahead of the devices and must not wait for them, so a thread notes when each step is completed. The
+    first step after the start counts to no window, as it includes the compilation.
     """
 
     def __init__(self) -> None:
         self.started = time.time()  # to place this start among others; durations are those of the monotonic clock
         self._began = time.monotonic()
         self._input = (self._began, self._began)  # when the loop asked for the newest batch, and when it had it
-        self._dispatched: collections.deque[tuple[float, float, Future[float]]] = collections.deque()
-        self._done_at: float | None = None  # completion of the last step finished, or the end of a pause after it
+        # Of each step on the devices: when its batch was asked for, when it was there, and when it will be completed.
+        self._steps: collections.deque[tuple[float, float, Future[float]]] = collections.deque()
+        self._done_at: float | None = None  # completion of the last step counted, or the end of a pause after it
         self._window = Window()
         self._thread = ThreadPoolExecutor(1, "step-timer")
 
@@ -54,19 +55,19 @@ class StepTimer:
 
     @contextlib.contextmanager
     def waiting_for_input(self) -> Iterator[None]:
-        """Around the line that gets the batch of the next step and puts it on the devices: "input" in a trace."""
+        """Goes around the line that gets the next batch and puts it on the devices; named "input" in a trace."""
         asked = time.monotonic()
         with jax.profiler.TraceAnnotation("input"):
             yield
         self._input = asked, time.monotonic()
 
-    def dispatched(self, metrics: Any) -> None:
-        """A step runs on the devices; it is completed when `metrics`, a tree of its arrays, is there."""
-        self._dispatched.append((*self._input, self._thread.submit(_completion, metrics)))
+    def step_started(self, metrics: Any) -> None:
+        """Notes that the devices have got a step to compute; it is complete when the arrays in `metrics` are there."""
+        self._steps.append((*self._input, self._thread.submit(_completion, metrics)))
 
-    def finished(self) -> None:
-        """Counts the oldest step dispatched, whose metrics have come, to the window."""
-        asked, got, completion = self._dispatched.popleft()
+    def step_completed(self) -> None:
+        """Counts the oldest step that was started, whose metrics are there, to the window."""
+        asked, got, completion = self._steps.popleft()
         before, self._done_at = self._done_at, completion.result()
         if before is not None:
             waited = max(0.0, got - max(asked, before))
@@ -78,12 +79,12 @@ class StepTimer:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Around what is no training, when every step dispatched is finished."""
+        """Goes around work that is no training, done when no step is on the devices."""
         yield
         self._done_at = time.monotonic()
 
     def take_window(self) -> Window:
-        """Returns the steps finished since this was last called."""
+        """Returns the steps completed since this was last called."""
         window, self._window = self._window, Window()
         return window
 
@@ -94,35 +95,34 @@ def _completion(metrics: Any) -> float:
 
 
 class Goodput:
-    """The share of a run's time that went into training steps which are part of its history.
+    """The share of a run's time that went into training steps whose result was kept.
 
-    The numerator, `productive_seconds`: all steps, without their input wait and without the first step after each
-    start. The denominator, `elapsed_seconds`: wall-clock time since the run's first start that got as far as its log.
-    So what lowers it is: start-up with restoring and compilation, input wait, validation and checkpoints as long as
-    they hold the loop up, steps that a crash undid so that they had to be run again, and the time between a crash, or
-    whatever else ended a process, and the next start.
+    It is `productive_seconds` over `elapsed_seconds`. The first are the seconds of all steps, without their input wait
+    and without the first step after each start. The second are those of the clock since the run's first start. So these
+    lower it: start-up with restoring and compilation, input wait, validation and checkpoints as long as the loop waits
+    for them, steps that had to be repeated after a crash, and the time between the end of a process and the next start.
 
-    A line tells of the time until it is written, so the last one not of the validation and checkpoint after the last
-    step. A run that goes on from a checkpoint takes both from the lines it has written, of which those after the
-    checkpoint are gone: the steps that they tell of have to be run again.
+    A line covers the time until it is written: the last one does not cover the validation and the checkpoint after the
+    last step. A run that is resumed continues from its lines up to the checkpoint; those after it are dropped, as their
+    steps are repeated.
     """
 
     def __init__(self, lines: Sequence[Mapping[str, float]], timer: StepTimer) -> None:
-        """Continues the account in `lines`: those of `line`, up to the checkpoint; none for a new run."""
+        """Continues from `lines`, which `line` gave up to the checkpoint; none for a new run."""
         self._timer = timer
         self._productive, self._earlier = 0.0, 0.0
         if lines:
             first, last = lines[0], lines[-1]
             self._productive = last["productive_seconds"]
-            # The wall clocks of two machines may differ, but no start was before what an earlier one has seen.
+            # The clocks of two machines may differ, but this start is not before the last line.
             self._earlier = max(timer.started - (first["time"] - first["elapsed_seconds"]), last["elapsed_seconds"])
 
     def add(self, window: Window) -> None:
-        """Counts the steps of `window` as part of the history."""
+        """Counts the steps of `window`."""
         self._productive += window.seconds - window.input_seconds
 
     def line(self) -> dict[str, float]:
-        """The account now: "time" in seconds since 1970, and what the class tells of."""
+        """The figures of this moment: "time" in seconds since 1970, and those of the class."""
         elapsed = self._earlier + self._timer.elapsed_seconds()
         return {
             "time": time.time(),
@@ -133,9 +133,10 @@ class Goodput:
 
 
 def step_figures(window: Window, batch_size: int) -> dict[str, float]:
-    """What the steps of a window, at least one, took: means over them; GB are 10^9 bytes, and none where none is told.
+    """Means over the steps of a window, of which there is at least one.
 
-    `device_memory_gb` is the highest that any device of this process has held since the process started.
+    `device_memory_gb` (10^9 bytes) is the most that a device of this process has held since the process started; it is
+    left out where the devices do not tell.
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [figures["peak_bytes_in_use"] for figures in stats if "peak_bytes_in_use" in figures]

@@ -1,4 +1,4 @@
-"""A trace of some training steps: what the host and the devices did when, for TensorBoard's profiler or XProf."""
+"""A trace of chosen training steps: what host and devices did when, for TensorBoard's profiler or XProf."""
 
 import contextlib
 import sys
@@ -12,11 +12,11 @@ from stgt_jax.errors import STGTError
 
 
 class StepTrace:
-    """Traces the steps from `first` to `last`, neither less nor more; a context manager, which ends a trace cut off.
+    """Traces the steps from `first` to `last` and no others; a context manager, which also ends a trace cut short.
 
-    Dispatch is asynchronous. So the loop waits for the step before the first one, else its end would be in the trace,
-    and for the last one, else its end would not; `waits_after` names the two. Process 0 alone traces: all run the same
-    program, and those that share a machine would write the same file.
+    The devices run behind the loop. So the loop must wait for the step before the first one, or part of that step
+    would be in the trace, and for the last one, or part of it would not: `begins_or_ends_after` names these two. Only
+    process 0 traces: all processes run the same program, and those on one machine would write to the same file.
     """
 
     def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None, num_steps: int) -> None:
@@ -34,9 +34,9 @@ class StepTrace:
             )
 
     def warn_if_past(self, step: int) -> None:
-        """Says so where no step is left to trace, in a run that goes on after `step`.
+        """Warns where a run that resumes after `step` has no step left to trace.
 
-        No error: a job that is started again with the words of its first start shall go on.
+        This is no error, so that a job can be started again by the command of its first start.
         """
         if self._traces and 0 < self._last <= step:
             steps = f"--profile-steps {self._first}:{self._last}"
@@ -50,19 +50,19 @@ class StepTrace:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around the lines that get a step's batch and start it; where the trace is to begin, it begins here."""
+        """Goes around the lines that get the batch of `step` and start its computation; begins the trace if due."""
         if self._traces and not self._running and self._first <= step <= self._last:
             jax.profiler.start_trace(str(self._folder), profiler_options=_without_python_calls())
             self._running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
-    def waits_after(self, step: int) -> bool:
-        """Whether the loop has to finish `step` before it goes on."""
+    def begins_or_ends_after(self, step: int) -> bool:
+        """Whether the loop must wait for the devices to complete `step` before it starts the next one."""
         return step in (self._first - 1, self._last)
 
-    def finished(self, step: int) -> None:
-        """Writes the trace if `step`, which the devices have completed, was the last of it."""
+    def stop_after(self, step: int) -> None:
+        """Writes the trace if `step`, which the devices have completed, is its last."""
         if step == self._last:
             self._stop()
 
@@ -73,8 +73,8 @@ class StepTrace:
 
 
 def _without_python_calls() -> jax.profiler.ProfileOptions:
-    # To trace those, jaxlib sets the profile function of all threads, and on Python 3.11 that of one which ends at this
-    # moment, as those that write a checkpoint do, is a segmentation fault. They would slow the steps besides.
+    # To trace Python calls, jaxlib sets the profile function of every thread. On Python 3.11 this is a segmentation
+    # fault if a thread ends at that moment, as the threads that write a checkpoint do. It would also slow the steps.
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     return options

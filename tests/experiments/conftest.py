@@ -1,6 +1,7 @@
 """What the tests of every command share."""
 
 import pytest
+from small_recipe import SMALL
 
 from data_pipeline.build import build_shards
 from data_pipeline.moving_shapes import make_moving_shapes
@@ -37,3 +38,12 @@ def shards(tmp_path_factory):
             progress=False,
         )
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def trained_run(shards, tmp_path_factory):
+    """The folder of a trained first stage, with a name that could be taken for a pattern; not to be changed."""
+    workdir = tmp_path_factory.mktemp("runs [1]*?") / "stage1"
+    train = ["pretrain", "moving_shapes_stage1", "--workdir", str(workdir), "--data.shards", str(shards), *SMALL]
+    assert main([*train, "--json", str(workdir.parent / "losses.json")]) == 0
+    return workdir

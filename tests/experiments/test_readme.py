@@ -51,7 +51,7 @@ def make(target: str) -> str:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """The folder in which every `stgt` command of the documents ran, `make demo`'s first."""
-    folder = tmp_path_factory.mktemp("readme")
+    folder = tmp_path_factory.mktemp("readme [1]*?")  # a folder may have any name
     make_moving_shapes(folder / "made", num_train=16, num_test=4, image_size=32, num_frames=16, progress=False)
     (folder / "my_videos").mkdir()
     for split in ("train", "test"):
@@ -114,6 +114,11 @@ def test_demo_leaves_figures_and_report(ran):
     assert {"stage1", "stage2"} <= figures["seconds"].keys()
     in_order = figures["retrieval"]["frames in order"]
     assert in_order["num_videos"] == 4 and 0 <= in_order["reranked"]["t2v_r1"] <= 100
+
+
+def test_second_stage_says_where_its_weights_come_from(ran):
+    origin = json.loads((ran / "runs/demo/stage2/config.json").read_text())["weights_origin"]
+    assert origin == {"initial": str(ran / "runs/demo/stage1/checkpoints/2")}
 
 
 def test_ablation_trains_every_arm_and_is_in_the_report(ran):

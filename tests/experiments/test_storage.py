@@ -45,14 +45,47 @@ def test_training_in_a_bucket_goes_on_and_is_evaluated(store):
     names = store.names("bucket/run/")
     assert {"config.json", "checkpoints/2/commit_success.txt"} <= {name.removeprefix("bucket/run/") for name in names}
     assert any(name.startswith("bucket/run/tensorboard/events") for name in names)
+    assert "bucket/run/run.lock" not in names
 
-    done = stgt(store, *TRAIN, "--resume", "--num_steps=3", "--json", "gs://bucket/losses.json")
+    done = stgt(store, *TRAIN, "--resume", "--allow-changes", "--num_steps=3", "--json", "gs://bucket/losses.json")
     assert done.returncode == 0, done.stderr
     assert metrics(store) == [1, 2, 2, 3, 3]
     assert "loss_vtm" in json.loads(store.get("bucket/losses.json"))
 
     done = stgt(store, "eval", "retrieval", "--checkpoint", RUN, "--shards", SHARDS, "--k-test", "2")
     assert done.returncode == 0 and "text to video" in done.stdout, done.stderr
+
+
+HOLD = """
+import sys, time
+from stgt_jax.train import run_lock
+run_lock.BEAT_SECONDS = 1
+try:
+    with run_lock.locked("gs://bucket/held"):
+        print("held", flush=True)
+        time.sleep(float(sys.argv[1]))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_run_in_a_bucket_holds_its_folder_until_it_ends_or_dies(store):
+    def hold(seconds: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLD, str(seconds)]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment() | store.environment, stdout=subprocess.PIPE, text=True
+        )
+
+    first = hold(600)
+    assert first.stdout.readline() == "held\n"
+    second = hold(0)
+    assert f"a run is in progress there (process {first.pid} on " in second.communicate()[0]
+    first.kill()
+    first.wait()
+    first.stdout.close()
+    third = hold(0)
+    assert third.communicate()[0] == "held\n"
+    assert "bucket/held/run.lock" not in store.names("bucket/held/")
 
 
 @pytest.mark.parametrize("place", ["gs://bucket/nothing", "gs://bucket/incomplete"])

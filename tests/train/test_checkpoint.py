@@ -1,9 +1,8 @@
 """Checkpoints: what is kept, what comes back, and what is said of those that cannot be used."""
 
-import dataclasses
 import gc
-import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models_for_tests import tiny
 from small import small_model, small_training
 
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import make_mesh
-from stgt_jax.train.checkpoint import Checkpoints, load_config, load_params, save_config
+from stgt_jax.train.checkpoint import Checkpoints, load_params
 from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
 
 MODEL, CONFIG = small_model(freeze=True, dtype="bfloat16"), small_training()  # its frozen matrices are in 16 bits
@@ -39,7 +37,6 @@ def state() -> TrainState:
 def run_folder(state: TrainState, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of steps 1 and 2."""
     folder = tmp_path_factory.mktemp("run")
-    save_config(folder, model=MODEL, train=CONFIG)
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, state, {"place": 1})
     checkpoints.save(2, state, b"\x00place\xff")
@@ -158,6 +155,32 @@ def test_one_wrong_bit_is_noticed(damaged_folder: Path) -> None:
         load_params(damaged_folder, MODEL)
 
 
+def test_checkpoint_that_cannot_be_found_again_is_noticed_before_the_next(tmp_path: Path) -> None:
+    state = TrainState(step=jnp.int32(0), params={"kernel": jnp.ones(3)}, frozen={}, opt_state=())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    checkpoints.save(2, state, {})
+    params = tmp_path / "checkpoints" / "2" / "params"
+    while not params.exists():  # it is written in the background
+        time.sleep(0.01)
+    (params / "manifest.ocdbt").unlink()
+    with pytest.raises(STGTError, match="step 2 was written, but cannot be read back") as error:
+        checkpoints.save(3, state, {})
+    assert str(params) in one_line(error)
+    checkpoints.close()
+
+
+def test_folders_may_have_any_name(tmp_path: Path) -> None:
+    state = TrainState(step=jnp.int32(0), params={"kernel": jnp.ones(3)}, frozen={}, opt_state=())
+    folder = tmp_path / "a[1] *?" / "run"
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, state, {"place": 1})
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(state, MODEL), (state, {"place": 1}))
+    checkpoints.close()
+
+
 def test_checkpoint_without_its_arrays_is_named(damaged_folder: Path) -> None:
     optimizer = damaged_folder / "checkpoints" / "2" / "optimizer"
     shutil.rmtree(optimizer)
@@ -166,23 +189,3 @@ def test_checkpoint_without_its_arrays_is_named(damaged_folder: Path) -> None:
         checkpoints.restore(abstract_state(STGT(MODEL), CONFIG, one_device()), MODEL)
     checkpoints.close()
     assert str(optimizer) in one_line(error)
-
-
-def test_config_comes_back_and_other_sections_stay(tmp_path: Path) -> None:
-    config = dataclasses.replace(tiny(), dtype="bfloat16")
-    save_config(tmp_path, train=CONFIG)
-    save_config(tmp_path, model=config)
-    assert load_config(tmp_path) == config
-    assert load_config(tmp_path / "checkpoints" / "7") == config
-    assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == CONFIG.num_steps
-
-
-def test_bad_config_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(STGTError, match=r"has no config\.json"):
-        load_config(tmp_path)
-    (tmp_path / "config.json").write_text('{"model": {"vision": {"widht": 3}}}')
-    with pytest.raises(STGTError, match=r"vision\.widht is not an option; did you mean 'width'"):
-        load_config(tmp_path)
-    (tmp_path / "config.json").write_text('{"model"')
-    with pytest.raises(STGTError, match="is no config of a model"):
-        load_config(tmp_path)

@@ -1,7 +1,10 @@
 """Whole runs: their logs and checkpoints, going on after a crash, and how they stop."""
 
+import dataclasses
 import json
+import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from small import Batches, small_model, small_training
 
 from stgt_jax.config import TrainConfig
 from stgt_jax.errors import Preempted, STGTError
-from stgt_jax.train.checkpoint import load_config, load_params
+from stgt_jax.run_folder import read_run
+from stgt_jax.train.checkpoint import load_params
 from stgt_jax.train.loop import train
 
 MODEL = small_model()  # with dropout: the random numbers must go on too
@@ -32,7 +36,7 @@ def lines(workdir: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    workdir = tmp_path_factory.mktemp("whole")
+    workdir = tmp_path_factory.mktemp("whole [1]*?")  # any name will do
     return workdir, one_run(workdir, Batches())
 
 
@@ -59,7 +63,7 @@ def test_last_and_best_checkpoints_and_config_are_kept(whole_run: tuple[Path, di
     recall = {line["step"]: line["validation/t2v_r1"] for line in lines(workdir) if "validation/t2v_r1" in line}
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
     assert kept == {9, max(recall, key=recall.get)}
-    assert load_config(workdir) == MODEL
+    assert read_run(workdir).model == MODEL
 
 
 def test_saved_parameters_are_those_validated(whole_run: tuple[Path, dict[str, float]]) -> None:
@@ -92,9 +96,35 @@ def test_sigterm_saves_the_step_it_came_in_and_the_same_call_goes_on(
 
 def test_resuming_a_finished_run_changes_nothing(whole_run: tuple[Path, dict[str, float]]) -> None:
     workdir, final = whole_run
-    before = lines(workdir)
+    before, written = lines(workdir), (workdir / "config.json").stat().st_mtime_ns
     assert one_run(workdir, Batches(), resume=True) == final
     assert lines(workdir) == before
+    assert (workdir / "config.json").stat().st_mtime_ns == written
+
+
+def test_run_goes_on_with_other_options_only_if_allowed(whole_run: tuple[Path, dict[str, float]]) -> None:
+    workdir, final = whole_run
+    before, changed = read_run(workdir).content, dataclasses.replace(CONFIG, seed=3)
+    with pytest.raises(STGTError, match=r"other options: train\.seed was 0, now 3; give the same, or --allow-changes"):
+        one_run(workdir, Batches(), changed, resume=True)
+    assert read_run(workdir).content == before
+    assert one_run(workdir, Batches(), changed, resume=True, allow_changes=True) == final
+    assert read_run(workdir).content == before | {"train": before["train"] | {"seed": 3}}
+    assert one_run(workdir, Batches(), resume=True, allow_changes=True) == final
+    with pytest.raises(STGTError, match=r"train\.num_steps=8 is less than the 9 steps"):
+        one_run(workdir, Batches(), dataclasses.replace(CONFIG, num_steps=8), resume=True, allow_changes=True)
+
+
+def test_second_run_in_a_folder_is_refused_while_the_first_one_trains(tmp_path: Path) -> None:
+    class Intruded(Batches):
+        def __next__(self) -> dict[str, np.ndarray]:
+            with pytest.raises(STGTError, match=rf"a run is in progress there \(process {os.getpid()} on") as error:
+                one_run(tmp_path, Batches(), resume=True)
+            assert socket.gethostname() in str(error.value) and "\n" not in str(error.value)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one_run(tmp_path, Intruded())
 
 
 def test_workdir_in_use_needs_resume(whole_run: tuple[Path, dict[str, float]]) -> None:

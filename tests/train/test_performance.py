@@ -41,13 +41,13 @@ def time_steps(timer: StepTimer, count: int, *, wait: float, compute: float) -> 
         with timer.waiting_for_input():
             time.sleep(wait)
         done_at = max(done_at, time.monotonic()) + compute
-        timer.dispatched({"loss": Computation(done_at)})
+        timer.step_started({"loss": Computation(done_at)})
         if running:
             running.block_until_ready()
-            timer.finished()
+            timer.step_completed()
         running = Computation(done_at)
     running.block_until_ready()
-    timer.finished()
+    timer.step_completed()
     return timer.take_window()
 
 
@@ -95,7 +95,7 @@ def one_start(workdir: Path, start: int, end: int, *, resume: bool = True) -> li
         for step in range(start + 1, end + 1):
             with timer.waiting_for_input():
                 pass
-            timer.dispatched({"loss": Computation(time.monotonic() + 0.01)})
+            timer.step_started({"loss": Computation(time.monotonic() + 0.01)})
             log.step(step, {"loss": 1.0})
             if step == 4:
                 with log.pause(step):

@@ -185,22 +185,22 @@ def test_data_commands_make_shards_and_report_their_counts(tmp_path, capsys):
     assert main([*build, "--overwrite"]) == 0
 
 
-def test_pretrain_then_eval(shards, tmp_path, capsys, error_of):
-    run, scores = tmp_path / "run", tmp_path / "scores.json"
-    train = ["pretrain", "moving_shapes_stage1", "--workdir", str(run), "--data.shards", str(shards), *SMALL]
-    assert "--profile-steps 2:3 is not within this run's steps, 1:2" in error_of(*train, "--profile-steps", "2:3")
-    assert main([*train, "--json", str(tmp_path / "losses.json")]) == 0
-    figures = json.loads((tmp_path / "losses.json").read_text())
+def test_pretrain_then_eval(trained_run, shards, tmp_path, capsys, error_of):
+    scores = tmp_path / "scores.json"
+    figures = json.loads((trained_run.parent / "losses.json").read_text())
     assert {"loss", "loss_contrastive", "loss_vtm", "loss_vtg", "validation/t2v_r1"} <= set(figures)
 
-    evaluate = ["eval", "retrieval", "--checkpoint", str(run), "--shards", str(shards), "--k-test", "2"]
+    evaluate = ["eval", "retrieval", "--checkpoint", str(trained_run), "--shards", str(shards), "--k-test", "2"]
     assert main([*evaluate, "--json", str(scores)]) == 0
     assert json.loads(scores.read_text())["num_videos"] == 4
     assert main([*evaluate, "--shuffle-frames"]) == 0
     assert "frames shuffled" in capsys.readouterr().out
 
-    assert "--resume" in error_of(*train)
-    assert main([*train, "--resume"]) == 0
+    train = ["pretrain", "moving_shapes_stage1", "--data.shards", str(shards), *SMALL]
+    again = [*train, "--workdir", str(trained_run)]
+    assert "--profile-steps 2:3 is not within this run's steps, 1:2" in error_of(*again, "--profile-steps", "2:3")
+    assert "--resume" in error_of(*again)
+    assert main([*again, "--resume"]) == 0
     capsys.readouterr()
-    train[train.index(str(run))] = str(tmp_path / "other")
-    assert "another model size" in error_of(*train, "--embed_dim", "4", "--weights.initial", run)
+    other = [*train, "--workdir", str(tmp_path / "other"), "--weights.initial", trained_run, "--embed_dim", "4"]
+    assert "are of another model: model.embed_dim was 8, now 4" in error_of(*other)

@@ -1,0 +1,143 @@
+"""What happens around the steps of a run: the supervisor logs and traces them, validates, saves and stops.
+
+It waits for the devices only to validate, to save, and where a trace begins or ends: the metrics of a step are fetched
+while the next step runs.
+"""
+
+import contextlib
+import logging
+import math
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stgt_jax.config import TrainConfig
+from stgt_jax.errors import Preempted, STGTError
+from stgt_jax.train.checkpoint import Checkpoints
+from stgt_jax.train.log import RunLog
+from stgt_jax.train.performance import StepTimer
+from stgt_jax.train.profile import StepTrace
+from stgt_jax.train.state import TrainState, merge_params
+from stgt_jax.train.step import Metrics
+
+Evaluate = Callable[[Any], Mapping[str, float]]
+
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Looks after the steps of one start of a run; `steps` are those left to do."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        checkpoints: Checkpoints,
+        log: RunLog,
+        timer: StepTimer,
+        trace: StepTrace,
+        *,
+        start: int,
+        data_state: Callable[[], Any],
+        evaluate: Evaluate | None,
+        stop_requested: threading.Event,
+    ) -> None:
+        """Looks after the steps that follow step `start`.
+
+        Args:
+          config: of the training.
+          checkpoints: gets the states.
+          log: gets the metrics.
+          timer: of this start of the run.
+          trace: of the steps to trace, if any.
+          start: the last step done.
+          data_state: returns the place in the training data, to be saved with the state.
+          evaluate: from all parameters to the metrics of a validation; None validates nothing.
+          stop_requested: set when the run is to stop after the running step.
+        """
+        trace.warn_if_past(start)
+        self.steps = range(start + 1, config.num_steps + 1)
+        self._config, self._checkpoints, self._log, self._timer, self._trace = config, checkpoints, log, timer, trace
+        self._data_state, self._evaluate, self._stop_requested = data_state, evaluate, stop_requested
+        self._running: tuple[int, Metrics] | None = None  # the step on the devices, and its metrics to come
+
+    def step(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """Goes around the lines that get the batch of `step` and start its computation."""
+        return self._trace.step(step)
+
+    def waiting_for_input(self) -> contextlib.AbstractContextManager[None]:
+        """Goes around the line that gets the batch of a step and puts it on the devices."""
+        return self._timer.waiting_for_input()
+
+    def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        """Logs the step before; after `step`, validates, saves and stops where that is due.
+
+        Raises:
+          STGTError: a loss, a gradient or a weight is not finite.
+          Preempted: the run was asked to stop, and has saved a checkpoint.
+        """
+        self._timer.step_started(metrics)
+        self._log_running_step()
+        self._running = step, metrics
+        validates = self._evaluate is not None and self._is_due(step, self._config.eval_every)
+        # Every process must ask after every step: they agree on the step to stop after.
+        asked = self._checkpoints.reached_preemption(step) or self._stop_requested.is_set()
+        stops = asked and step < self._config.num_steps
+        saves = stops or validates or self._is_due(step, self._config.checkpoint_every)
+        if saves or self._trace.begins_or_ends_after(step):
+            self._log_running_step()
+            with self._log.pause(step):
+                self._trace.stop_after(step)
+                if saves:
+                    validation = self._validate(self._evaluate, step, state) if self._evaluate and validates else {}
+                    self._save(step, state, validation, preempted=stops)
+        if stops:
+            self._stop(step)
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step == self._config.num_steps or (every > 0 and step % every == 0)
+
+    def _log_running_step(self) -> None:
+        """Waits for the metrics of the step on the devices, logs them, and ends the run where they are not finite."""
+        if self._running is None:
+            return
+        (step, metrics), self._running = self._running, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._log.step(step, values)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                raise self._diverged(f"{name} is {values[name]} at step {step}")
+
+    def _validate(self, evaluate: Evaluate, step: int, state: TrainState) -> Mapping[str, float]:
+        validation = evaluate(merge_params(state.params, state.frozen))
+        self._log.validation(step, validation)
+        return validation
+
+    def _save(self, step: int, state: TrainState, validation: Mapping[str, float], *, preempted: bool) -> None:
+        """Saves a checkpoint, but never weights that are not finite."""
+        self._log.flush()
+        if not _all_finite(state.params):
+            raise self._diverged(f"the weights are not finite after step {step}")
+        self._checkpoints.save(step, state, self._data_state(), validation, preempted=preempted)
+
+    def _stop(self, step: int) -> None:
+        if jax.process_index() == 0:
+            _log.info("asked to stop: writing the checkpoint of step %d", step)
+        self._checkpoints.wait()
+        raise Preempted(
+            f"stopped as asked, with {self._checkpoints.path(step)} saved; the same command goes on from there"
+        )
+
+    def _diverged(self, what: str) -> STGTError:
+        self._checkpoints.wait()
+        newest = self._checkpoints.latest_step
+        good = f"last good checkpoint: {self._checkpoints.path(newest)}" if newest else "no checkpoint was saved before"
+        mend = "lower optimizer.peak_learning_rate, lengthen the warm-up, or look at the data"
+        return STGTError(f"{what}; {good}; {mend}")
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
