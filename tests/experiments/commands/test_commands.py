@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pwd
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from processes import ROOT, environment
 from small_recipe import SMALL
 
 from experiments.commands.main import main
+from experiments.recipe_fields import describe_fields
+from experiments.recipes import RECIPES, Recipe
 
 PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
 
@@ -165,6 +168,15 @@ def test_user_without_a_home_folder_has_no_compilation_cache(monkeypatch, capsys
         monkeypatch.delenv(name, raising=False)
     assert main(["recipes"]) == 0 and "paper_stage1" in capsys.readouterr().out
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_recipes_are_listed_and_their_fields_with_value_type_and_meaning(capsys):
+    assert main(["recipes"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(RECIPES)
+    assert main(["recipes", "paper_stage2"]) == 0
+    lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert [line[0].split()[0] for line in lines] == [f"--{name}" for name in describe_fields(Recipe)]
+    assert ["--train.loss.contrastive csal", "vtc|csal", 'stage 1 uses "vtc", stage 2 "csal"'] in lines
 
 
 def test_data_commands_make_shards_and_report_their_counts(tmp_path, capsys):
