@@ -1,6 +1,6 @@
-"""VTC or CSAL on the global batch, computed in blocks, and hard negatives from the same similarities (paper
-section 3.3, docs/model.md section 4).
+"""VTC or CSAL on the global batch, computed in blocks, and hard negatives from the same similarities.
 
+Paper section 3.3, docs/model.md section 4.
 The results equal `losses.vtc_loss` and `losses.csal_loss`, but the similarities of all videos with all texts are never
 in memory at once. Each device compares its own videos with all texts, one block of texts at a time. From a block it
 keeps a few numbers for each row and each column (`LogitStatistics`), such as the log-sum-exp. The numbers of the blocks

@@ -1,6 +1,6 @@
-"""The losses of both stages as formulas of whole arrays: VTC, CSAL, VTM and VTG (paper section 3.3,
-docs/model.md section 4).
+"""The losses of both stages as formulas of whole arrays: VTC, CSAL, VTM and VTG.
 
+Paper section 3.3, docs/model.md section 4.
 `stgt_jax.contrastive` computes VTC and CSAL of a large batch block by block; the formulas here say what it computes.
 Letters: B clips, S text length, V vocabulary.
 """

@@ -1,6 +1,6 @@
-"""Spatio-temporal graph transformer: frame tokens enriched over neighbouring frames, then condensed (paper section 3.2,
-docs/model.md section 2).
+"""Spatio-temporal graph transformer: frame tokens enriched over neighbouring frames, then condensed.
 
+Paper section 3.2, docs/model.md section 2.
 [B, T, L, D] ViT tokens -> [B, M, D]; M = T * (1 + 2G) for a video, L for an image. LayerNorms have float32 statistics.
 """
 

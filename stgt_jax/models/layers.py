@@ -16,7 +16,7 @@ from stgt_jax.sharding import shard
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x * sigmoid(1.702 x), CLIP's approximation of GELU."""
+    """CLIP's approximation of GELU, x * sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 

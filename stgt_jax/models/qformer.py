@@ -1,6 +1,6 @@
-"""BLIP-2's Q-Former: one BERT with learned queries, used under three attention patterns (paper Figure 2,
-docs/model.md section 3).
+"""BLIP-2's Q-Former: one BERT with learned queries, used under three attention patterns.
 
+Paper Figure 2, docs/model.md section 3.
 Queries read the vision tokens by cross-attention, and share their self-attention with the text. An attention pattern is
 a mask of that self-attention: `unimodal_mask`, `matching_mask` or `generation_mask`.
 Letters: B batch, M vision tokens, Q queries, S text length, H width, V vocabulary.

@@ -43,9 +43,11 @@ class TrainIterator(Protocol):
 
     def __next__(self) -> Mapping[str, np.ndarray]: ...
 
-    def get_state(self) -> Any: ...
+    def get_state(self) -> Any:
+        """Returns the place in the data."""
 
-    def set_state(self, state: Any) -> None: ...
+    def set_state(self, state: Any) -> None:
+        """Goes on from a place that `get_state` returned."""
 
 
 def train(

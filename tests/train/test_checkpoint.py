@@ -3,7 +3,6 @@
 import gc
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +44,8 @@ def run_folder(state: TrainState, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture
-def damaged_folder(run_folder: Path, tmp_path: Path) -> Iterator[Path]:
-    yield Path(shutil.copytree(run_folder, tmp_path / "run"))
+def damaged_folder(run_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_folder, tmp_path / "run"))
 
 
 def assert_equal(tree: Any, expected: Any) -> None:

@@ -345,7 +345,7 @@ def _product(left: _Chunks, right: _Chunks) -> jax.Array:
 
 
 def _add(total: Iterable[jax.Array], left: jax.Array, right: _Chunks) -> _Chunks:
-    """total [p, d] + left [p, k] @ right [k, d], multiplied in the dtype of `right`."""
+    """Returns total [p, d] + left [p, k] @ right [k, d], multiplied in the dtype of `right`."""
     return tuple(x + _dot(left.astype(y.dtype), y) for x, y in zip(total, right, strict=True))
 
 
