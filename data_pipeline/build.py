@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import multiprocessing
@@ -159,8 +160,10 @@ def _incomplete_folder(out: Path, split: str) -> Iterator[Path]:
     """Yields a hidden folder to build in. At the end it becomes `out/split`; after an error it is deleted."""
     folder, is_new = out / f".{split}.incomplete", not out.exists()
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed build left
-        folder.mkdir(parents=True)
+        lock = _claim(folder)
+    except OSError as error:
+        raise DataError(f"cannot write shard set '{out}': {error.strerror or error}") from error
+    try:
         yield folder
         os.replace(folder / VOCAB_NAME, out / VOCAB_NAME)
         if (out / split).exists():
@@ -170,9 +173,26 @@ def _incomplete_folder(out: Path, split: str) -> Iterator[Path]:
         raise DataError(f"cannot write shard set '{out}': {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
         if is_new:
             with contextlib.suppress(OSError):
                 out.rmdir()  # only if empty
+
+
+def _claim(folder: Path) -> int:
+    """Makes a folder for this process alone, without what a killed build left; returns the descriptor of its lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise DataError(f"another process is building in '{folder}'; wait for it, or choose another folder") from None
+    except OSError:
+        pass  # a file system without locks, where two builds do not notice each other
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return lock
 
 
 def _place_vocab(

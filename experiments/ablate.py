@@ -15,6 +15,7 @@ from experiments.pretrain import pretrain_step, stage_recipe
 from experiments.recipe_fields import list_fields
 from experiments.recipes import Recipe
 from experiments.steps import Steps, write_json
+from stgt_jax.train.run_lock import locked
 
 # name of the arm: graph.variant, and loss.contrastive of the second stage
 ARMS = {
@@ -37,22 +38,23 @@ def run_ablation(workdir: str | Path, shards: str | Path, *, fields: Mapping[str
       What ablation.json holds: under "arms" the retrieval figures of every arm by its name, and the seconds.
 
     Raises:
-      STGTError, DataError: options or shards that can't work, or a folder that holds another ablation.
+      STGTError: options or shards that can't work, or a folder that holds another ablation or is in use.
     """
     workdir = local_path(workdir)
     trainings = _trainings(workdir, str(shards), fields)
     settings = {f"{name}.{option}": value for name, r in trainings.items() for option, value in list_fields(r).items()}
-    steps = Steps(workdir, settings)
-    for name, recipe in trainings.items():
-        pretrain_step(steps, name, recipe, workdir / name)
-    figures = {}
-    for arm, (variant, contrastive) in ARMS.items():
-        checkpoint = workdir / _stage2_name(variant, contrastive)
-        figures[arm] = steps.run(
-            f"retrieval_{checkpoint.name}",
-            f"measuring: {arm}",
-            functools.partial(_measure, checkpoint, shards),
-        )
+    with locked(workdir):
+        steps = Steps(workdir, settings)
+        for name, recipe in trainings.items():
+            pretrain_step(steps, name, recipe, workdir / name)
+        figures = {}
+        for arm, (variant, contrastive) in ARMS.items():
+            checkpoint = workdir / _stage2_name(variant, contrastive)
+            figures[arm] = steps.run(
+                f"retrieval_{checkpoint.name}",
+                f"measuring: {arm}",
+                functools.partial(_measure, checkpoint, shards),
+            )
     print(format_table(figures))
     result = {"arms": figures, "seconds": steps.seconds}
     write_json(workdir / "ablation.json", result)

@@ -16,6 +16,7 @@ from experiments.recipe_fields import list_fields
 from experiments.recipes import Recipe
 from experiments.steps import Steps, write_json
 from stgt_jax.eval.metrics import format_metrics
+from stgt_jax.train.run_lock import locked
 
 RESIZE = 72  # pixels of the short side: a little more than the 64 of a crop
 NUM_KEPT_FRAMES = 16
@@ -35,30 +36,31 @@ def run_demo(workdir: str | Path, *, num_train: int, num_test: int, fields: Mapp
       What demo.json holds: seconds a step, the counts, each stage's last losses, the retrieval figures.
 
     Raises:
-      STGTError, DataError: options that can't work, or a folder that holds another demo.
+      STGTError: options that can't work, or a folder that holds another demo or is in use.
     """
     workdir = local_path(workdir)
     stages = _stages(workdir, fields)
     settings = {f"{stage}.{name}": value for stage in STAGES for name, value in list_fields(stages[stage]).items()}
-    steps = Steps(workdir, {"num_train": num_train, "num_test": num_test, **settings})
+    with locked(workdir):
+        steps = Steps(workdir, {"num_train": num_train, "num_test": num_test, **settings})
 
-    clips, shards = workdir / "clips", workdir / "shards"
-    figures: dict[str, Any] = {}
-    figures["clips"] = steps.run(
-        "clips",
-        f"making {num_train} + {num_test} clips",
-        lambda: make_moving_shapes(clips, num_train=num_train, num_test=num_test),
-        output=clips,
-    )
-    figures["shards"] = steps.run("shards", "building shards", lambda: _build(clips, shards), output=shards)
-    for stage in STAGES:
-        figures[stage] = pretrain_step(steps, stage, stages[stage], workdir / stage)
-    figures["retrieval"] = steps.run(
-        "retrieval",
-        "measuring retrieval and drawing the report",
-        lambda: measure_and_draw(workdir),
-        output=workdir / REPORT_NAME,
-    )
+        clips, shards = workdir / "clips", workdir / "shards"
+        figures: dict[str, Any] = {}
+        figures["clips"] = steps.run(
+            "clips",
+            f"making {num_train} + {num_test} clips",
+            lambda: make_moving_shapes(clips, num_train=num_train, num_test=num_test),
+            output=clips,
+        )
+        figures["shards"] = steps.run("shards", "building shards", lambda: _build(clips, shards), output=shards)
+        for stage in STAGES:
+            figures[stage] = pretrain_step(steps, stage, stages[stage], workdir / stage)
+        figures["retrieval"] = steps.run(
+            "retrieval",
+            "measuring retrieval and drawing the report",
+            lambda: measure_and_draw(workdir),
+            output=workdir / REPORT_NAME,
+        )
 
     figures["seconds"] = steps.seconds | {"total": sum(steps.seconds.values())}
     write_json(workdir / "demo.json", figures)

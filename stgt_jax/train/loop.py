@@ -76,7 +76,8 @@ def train(
       resume: go on from the newest checkpoint in `workdir`. The steps that follow are to the bit those of a run that
         was not interrupted; another mesh or number of processes changes rounding only. A run that was preempted is
         resumed without being asked.
-      allow_changes: resume also where options of the training or the data are not those the run was started with.
+      allow_changes: resume although options of the training or the data are not those of the run. Where its place in
+        the data means nothing to `train_iterator`, which then raises STGTError, the data start anew.
       evaluate: validation, from the whole parameter tree to metrics; the best checkpoint is that of the highest t2v_r1.
       initial_params: makes the parameter tree to start from, laid out on the mesh; by default random parameters.
       provenance: what data, vocabulary and first weights came from, to be kept in `workdir` and compared on resume.
@@ -108,7 +109,9 @@ def train(
         contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best)) as checkpoints,
     ):
         content = _checked_content(workdir, content, checkpoints, resume, allow_changes)
-        state = _first_state(model, config, mesh, checkpoints, initial_params, train_iterator)
+        state, data_state = _first_state(model, config, mesh, checkpoints, initial_params)
+        if data_state is not None:
+            _restore_place(train_iterator, data_state, allow_changes)
         start = int(state.step)
         if jax.process_index() == 0:
             write_run(workdir, content, provenance.vocab)
@@ -147,19 +150,21 @@ def _checked_content(
 
 
 def _first_state(
-    model: STGT,
-    config: TrainConfig,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    initial_params: InitialParams | None,
-    train_iterator: TrainIterator,
-) -> TrainState:
-    """Restores the newest checkpoint, with its place in the data; makes the state of step 0 where there is none."""
+    model: STGT, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, initial_params: InitialParams | None
+) -> tuple[TrainState, Any]:
+    """Returns the newest checkpoint's state and place in the data, or the state of step 0 and None."""
     if checkpoints.latest_step is None:
-        return init_state(model, config, mesh, initial_params(mesh) if initial_params else None)
-    state, data_state = checkpoints.restore(abstract_state(model, config, mesh), model.config)
-    train_iterator.set_state(data_state)
-    return state
+        return init_state(model, config, mesh, initial_params(mesh) if initial_params else None), None
+    return checkpoints.restore(abstract_state(model, config, mesh), model.config)
+
+
+def _restore_place(train_iterator: TrainIterator, data_state: Any, allow_changes: bool) -> None:
+    try:
+        train_iterator.set_state(data_state)
+    except STGTError as error:
+        if not allow_changes:
+            raise
+        _log.warning("warning: the training data start anew: %s", error)
 
 
 def _next_batch(train_iterator: TrainIterator, step: int) -> Mapping[str, np.ndarray]:

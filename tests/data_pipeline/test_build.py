@@ -10,6 +10,7 @@ import pytest
 from clips import frame_level, write_clip, write_sound
 
 from data_pipeline import build
+from data_pipeline.decode import decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.shards import list_splits, open_shards
 from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, load_tokenizer
@@ -119,6 +120,17 @@ def test_folders_and_clips_may_have_any_name(source, shards, tmp_path, monkeypat
     assert len(records) == len(expected)
     for index in range(len(records)):
         np.testing.assert_array_equal(records[index]["video"], expected[index]["video"])
+
+
+def test_second_build_of_a_split_is_refused_while_the_first_one_runs(source, tmp_path, monkeypatch):
+    def build_too(*_):
+        with pytest.raises(DataError, match="another process is building in"):
+            build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
+        return decode_clip(*_)
+
+    monkeypatch.setattr("data_pipeline.build.decode_clip", build_too)
+    assert build_shards(source / "good.csv", tmp_path / "set", **OPTIONS).num_written == len(ROWS)
+    assert len(open_shards(tmp_path / "set", "train")) == len(ROWS)
 
 
 def test_manifest_hash_is_that_of_the_records(source, shards, tmp_path):

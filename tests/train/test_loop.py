@@ -115,6 +115,19 @@ def test_run_goes_on_with_other_options_only_if_allowed(whole_run: tuple[Path, d
         one_run(workdir, Batches(), dataclasses.replace(CONFIG, num_steps=8), resume=True, allow_changes=True)
 
 
+def test_data_start_anew_only_if_changes_are_allowed(
+    whole_run: tuple[Path, dict[str, float]], caplog: pytest.LogCaptureFixture
+) -> None:
+    class OtherData(Batches):
+        def set_state(self, state: bytes) -> None:
+            raise STGTError(f"no place {state!r} in these data")
+
+    with pytest.raises(STGTError, match="no place b'9' in these data"):
+        one_run(whole_run[0], OtherData(), resume=True)
+    assert one_run(whole_run[0], OtherData(), resume=True, allow_changes=True) == whole_run[1]
+    assert "the training data start anew: no place b'9'" in caplog.text
+
+
 def test_second_run_in_a_folder_is_refused_while_the_first_one_trains(tmp_path: Path) -> None:
     class Intruded(Batches):
         def __next__(self) -> dict[str, np.ndarray]:

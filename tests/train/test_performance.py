@@ -156,7 +156,7 @@ def traced_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
     In a process of their own: where another test has loaded the TPU's compiler, jax's profiler looks for a TPU.
     """
-    folders = tmp_path_factory.mktemp("slow"), tmp_path_factory.mktemp("quick")
+    folders = tmp_path_factory.mktemp("slow [1]*?"), tmp_path_factory.mktemp("quick")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(trace_two_runs, *folders, jax.config.jax_compilation_cache_dir).result()
     return folders
