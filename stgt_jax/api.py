@@ -187,6 +187,27 @@ class Model:
         captions = self.encoder.write_captions(self._clips(videos), self._max_text_length)
         return [decode(self._tokenizer, ids) for ids in captions]
 
+    def graph(self, videos: Videos) -> tuple[np.ndarray, np.ndarray]:
+        """Computes the graph between the patches of neighbouring frames, for pictures of it.
+
+        Returns:
+          The frames that the model sees, uint8 [V, T, H, W, 3], and the edge weights of the first graph block, float32
+          [V, T*P, T*P], of P patches a frame; 0 where two patches have no edge.
+
+        Raises:
+          STGTError: the model was trained without a graph (model.graph.variant=none).
+
+        >>> frames, weights = load("moving_shapes").graph(np.zeros((24, 96, 96, 3), np.uint8))
+        >>> frames.shape, weights.shape
+        ((1, 6, 64, 64, 3), (1, 96, 96))
+        """
+        if self.config.graph.variant == "none":
+            raise STGTError(f"{self._name} has no graph: it was trained with model.graph.variant=none")
+        clips = list(self._clips(videos))
+        size = self.config.vision.image_size
+        frames = np.array(clips, np.uint8).reshape(-1, self.config.num_frames, size, size, 3)
+        return frames, self.encoder.adjacency(clips)
+
     def __repr__(self) -> str:
         size, count = self.config.vision.image_size, sum(leaf.size for leaf in jax.tree.leaves(self.params))
         frames = f"{self.config.num_frames} frames of {size}x{size} pixels"

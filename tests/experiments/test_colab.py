@@ -1,0 +1,44 @@
+"""The Colab notebook: its very cells run from top to bottom, at sizes that take seconds."""
+
+import json
+import re
+
+import nbclient
+import nbformat
+import pytest
+from processes import ROOT, environment
+
+NOTEBOOK = ROOT / "experiments" / "colab" / "quickstart.ipynb"
+TINY = {
+    "NUM_TRAIN, NUM_TEST": (16, 4),
+    "STAGE1_STEPS, STAGE2_STEPS": (2, 2),
+    "OPTIONS": [
+        "--batch-size", "8", "--warmup-steps", "1", "--num-workers", "0", "--checkpoint-every", "2", "--eval-every", "0",
+        "--model.vision.depth", "1", "--model.qformer.depth", "2",
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def test_stored_without_outputs(notebook):
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert cell.cell_type != "code" or (cell.outputs == [] and cell.execution_count is None)
+
+
+@pytest.mark.slow
+def test_every_cell_runs(notebook, tmp_path, monkeypatch):
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    for names, value in TINY.items():
+        parameters.source, count = re.subn(rf"^{names} = [^#\n]*", f"{names} = {value!r}  ", parameters.source, flags=re.M)
+        assert count == 1
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = json.dumps([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
+    assert "text to video" in printed and "in the model's words" in printed
+    assert printed.count("image/png") == 2
