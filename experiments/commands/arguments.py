@@ -38,36 +38,36 @@ class CommandParser(argparse.ArgumentParser):
     """Argparse with the options of a command. A mistake raises STGTError with one line."""
 
     def __init__(self, command: type[Command], prog: str) -> None:
-        super().__init__(prog=prog, description=inspect.getdoc(command), allow_abbrev=False)
+        super().__init__(prog=prog, description=inspect.getdoc(command), allow_abbrev=False,
+                         argument_default=argparse.SUPPRESS)  # fmt: skip
         self.command, self.kinds = command, dict[str, Any]()
         described = describe_fields(command)
         for field in dataclasses.fields(command):
-            name, (kind, comment) = field.name, described[field.name]
+            kind, help = described[field.name]
             required = field.default is dataclasses.MISSING
-            if required and field.kw_only:
-                comment += " (required)"
-            elif not required and field.default not in (None, "", ()) and field.default is not False:
-                comment += f" (default: {format_value(field.default)})"
             if kind is RecipeFields:
                 self.epilog = RECIPE_HELP
-                for full_name, of_recipe in describe_fields(Recipe).items():
-                    self._add_option(full_name, of_recipe.kind, argparse.SUPPRESS)
-            elif field.kw_only:
-                self._add_option(name, kind, comment.replace("%", "%%"), required)
+                for name, of_recipe in describe_fields(Recipe).items():
+                    self._add_option(name, of_recipe.kind, argparse.SUPPRESS)
+                continue
+            if not required and field.default not in (None, "", ()) and field.default is not False:
+                help += f" (default: {format_value(field.default)})"
+            if field.kw_only:
+                self._add_option(field.name, kind, help + " (required)" * required, required=required)
             else:
-                nargs = None if required else "?"
-                self.add_argument(name, metavar=name.upper(), nargs=nargs, default=argparse.SUPPRESS, help=comment)
+                self.add_argument(field.name, metavar=field.name.upper(), nargs=None if required else "?", help=help)
         if inspect.signature(command.run).return_annotation is not None:
             self._add_option("json", File, "also write the figures to this file")
 
-    def _add_option(self, name: str, kind: Any, help: str, required: bool = False) -> None:
+    def _add_option(self, name: str, kind: Any, help: str, *, required: bool = False) -> None:
         self.kinds[name] = kind
-        read, nargs = functools.partial(read_value, kind), "?" if kind is bool else None
-        self.add_argument(_flag(name), dest=name, type=read, nargs=nargs, metavar=type_name(kind),
-                          default=argparse.SUPPRESS, required=required, help=help)  # fmt: skip
+        self.add_argument(
+            _flag(name), dest=name, type=functools.partial(read_value, kind), nargs="?" if kind is bool else None,
+            metavar=type_name(kind), required=required, help=help.replace("%", "%%"),
+        )  # fmt: skip
 
     def read(self, words: Sequence[str]) -> tuple[Command, str | None]:
-        """Returns the command that the words of the command line describe, and the value of `--json`."""
+        """Returns the command with the values of the command line, and the value of `--json`."""
         values = vars(self.parse_args(self._with_full_names(words)))
         json = values.pop("json", None)
         own = self.command.__dataclass_fields__

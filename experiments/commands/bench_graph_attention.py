@@ -11,7 +11,6 @@ class BenchGraphAttention(GraphAttentionSettings):
     """Compare the implementations of graph attention in time and memory."""
 
     def run(self) -> Figures:
-        """Prints the tables."""
         from experiments.perf.bench.graph_attention import bench_graph_attention
         from experiments.perf.bench.graph_attention_figures import format_figures
 

@@ -17,7 +17,6 @@ class BenchStep:
     fields: RecipeFields
 
     def run(self) -> Figures:
-        """Prints the table."""
         recipe = get_recipe(self.recipe, self.fields)
         from experiments.perf.bench.step import bench_step, format_figures
 

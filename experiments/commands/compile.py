@@ -22,7 +22,6 @@ class Compile:
     fields: RecipeFields
 
     def run(self) -> Figures:
-        """Prints the figures."""
         recipe = get_recipe(self.recipe, self.fields)
         # Read by jax when it is imported. Nothing runs, so no accelerator need be taken; and without one, a program for
         # it cannot be read back from the cache.

@@ -23,7 +23,6 @@ class DataBuild:
     overwrite: bool = False  # replace the split if it exists
 
     def run(self) -> Figures:
-        """Prints how many clips were written and rejected."""
         from data_pipeline.build import build_shards
 
         report = build_shards(**vars(self))

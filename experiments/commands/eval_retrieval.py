@@ -1,15 +1,14 @@
 """`stgt eval retrieval`."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 from experiments.commands.values import Figures
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalRetrieval:
     """Measure retrieval of videos by text and of texts by video, with and without re-ranking."""
 
-    _: KW_ONLY
     checkpoint: str  # folder of a training (its newest checkpoint counts), or of one checkpoint
     shards: str  # folder of the shard set, from `stgt data build`
     split: str = "test"  # split to measure on
@@ -18,7 +17,6 @@ class EvalRetrieval:
     shuffle_frames: bool = False  # put the frames of every clip out of order, to see if the model uses their order
 
     def run(self) -> Figures:
-        """Prints the recalls, and how often captions are told from those with the reverse time order."""
         from experiments.evaluate import retrieval
         from stgt_jax.eval.retrieval import format_table, format_time_order
 

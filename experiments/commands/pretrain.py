@@ -30,7 +30,6 @@ class Pretrain:
     fields: RecipeFields
 
     def run(self) -> Figures | None:
-        """Prints the last losses and scores; on process 0 alone."""
         steps = _step_range(self.profile_steps) if self.profile_steps else None
         recipe = get_recipe(self.recipe, self.fields)
         import jax

@@ -14,7 +14,6 @@ class Recipes:
     recipe: str = ""  # name of a recipe
 
     def run(self) -> None:
-        """Prints a line for each."""
         rows = [[name, (make.__doc__ or "").splitlines()[0]] for name, make in RECIPES.items()]
         if self.recipe:
             recipe = get_recipe(self.recipe)

@@ -1,22 +1,20 @@
 """`stgt report`."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 from experiments.commands.values import Figures, Folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Measure a finished demo again and draw its report.
 
     The report includes the ablation in WORKDIR/ablation, if there is one.
     """
 
-    _: KW_ONLY
     workdir: Folder  # workdir of the demo
 
     def run(self) -> Figures:
-        """Prints where the report is."""
         from experiments.demo_report import REPORT_NAME, measure_and_draw
 
         figures = measure_and_draw(self.workdir)
