@@ -24,8 +24,6 @@ from data_pipeline.sampling import train_frames, uniform_frames, wrong_time_orde
 from data_pipeline.shards import VOCAB_NAME, ShardSource, open_shards
 from data_pipeline.transforms import centre_crop, random_flip, random_resized_crop
 
-Batch = dict[str, np.ndarray]
-
 # A batch of 128 clips of 8x224x224 has 154 MB, and by default grain would prepare hundreds of batches ahead.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
 _EVAL_TEXT = ("video_id", "caption", "group")
@@ -48,7 +46,7 @@ class TrainLoader:
     def __iter__(self) -> "TrainLoader":
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> dict[str, np.ndarray]:
         batch = next(self._iterator)
         self._next_batch += 1
         # Copied: arrays of a worker process are in shared memory, which leaks if they are alive when the program ends.
@@ -154,7 +152,7 @@ def eval_batches(
     num_frames: int,
     image_size: int,
     shuffle_frames_seed: int | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[dict[str, np.ndarray]]:
     """Yields every clip of the split once, in order: uniform frames, centre crop.
 
     Args:
@@ -237,7 +235,7 @@ def _open(config: DataConfig, split: str, num_frames: int, image_size: int) -> S
 
 def _train_clip(
     config: DataConfig, num_frames: int, image_size: int, record: Mapping[str, Any], rng: np.random.Generator
-) -> Batch:
+) -> dict[str, np.ndarray]:
     frames = train_frames(rng, config.train_frame_sampling, len(record["video"]), num_frames)
     video = random_resized_crop(rng, record["video"][frames], image_size, config.crop_scale)
     if config.flip:
@@ -255,11 +253,11 @@ def _eval_clip(
     return {"video": video, **_tokens(record), **{name: record[name] for name in _EVAL_TEXT}}
 
 
-def _tokens(record: Mapping[str, Any]) -> Batch:
+def _tokens(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(record[name], np.int32) for name in ("input_ids", "attention_mask")}
 
 
-def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[Batch]:
+def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     # Threads suffice: Pillow and ArrayRecord release the interpreter lock, and starting worker processes would take
     # longer than the few batches of an evaluation.
     num_threads = min(8, os.cpu_count() or 1)

@@ -27,8 +27,8 @@ from stgt_jax.config import MeshConfig, ModelConfig
 from stgt_jax.encoder import Encoder, score_similarity
 from stgt_jax.errors import STGTError
 from stgt_jax.exported import pretrained_folder, pretrained_names
+from stgt_jax.mesh import make_mesh
 from stgt_jax.run_folder import Run, read_run
-from stgt_jax.sharding import make_mesh
 from stgt_jax.train.checkpoint import load_params
 
 __all__ = ["Model", "STGTError", "load", "make_moving_shapes"]

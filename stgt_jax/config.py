@@ -189,7 +189,7 @@ class OptimizerConfig:
 class MeshConfig:
     """Number of devices along each axis of the mesh; -1 on one axis takes all devices that are left.
 
-    With "auto" (`stgt_jax.train.mesh`) parameters are split over as many devices as their memory requires, and frames
+    With "auto" (`stgt_jax.mesh`) parameters are split over as many devices as their memory requires, and frames
     are split if there are more devices than clips.
     """
 

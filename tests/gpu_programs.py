@@ -15,10 +15,11 @@ from recipe_words import recipe_with
 
 from experiments.perf.compile.train_step import abstract_batch
 from stgt_jax.config import MeshConfig
+from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.attention import attention
 from stgt_jax.ops.graph_attention import graph_attention
-from stgt_jax.sharding import make_mesh, replicated
+from stgt_jax.sharding import replicated
 from stgt_jax.train.state import abstract_state
 from stgt_jax.train.step import make_train_step
 

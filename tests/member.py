@@ -15,7 +15,8 @@ import numpy as np
 from stgt_jax import distributed
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
-from stgt_jax.sharding import batch_sharding, make_mesh, replicated
+from stgt_jax.mesh import make_mesh
+from stgt_jax.sharding import batch_sharding, replicated
 
 HEARTBEAT = 4
 PATIENCE = 2

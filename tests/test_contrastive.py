@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from stgt_jax.config import LossConfig, MeshConfig
 from stgt_jax.contrastive import contrast, similarity
 from stgt_jax.losses import csal_loss, vtc_loss
-from stgt_jax.sharding import make_mesh
+from stgt_jax.mesh import make_mesh
 
 VTC = LossConfig()
 CSAL = LossConfig(contrastive="csal")

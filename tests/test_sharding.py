@@ -1,19 +1,17 @@
-"""Meshes, and the layout of batches and parameters on them."""
+"""The layout of batches and parameters on a mesh."""
 
-import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax.traverse_util import unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from stgt_jax.config import MeshConfig, vit_g
-from stgt_jax.errors import STGTError
+from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import make_mesh, param_shardings, shard_batch
+from stgt_jax.sharding import param_shardings, shard_batch
 from stgt_jax.train.state import abstract_params
 
 CUBE = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -22,40 +20,6 @@ CUBE = MeshConfig(data=2, fsdp=2, tensor=2)
 def spec(name: str, *shape: int, mesh: MeshConfig = CUBE) -> P:
     tree = unflatten_dict({name: jax.ShapeDtypeStruct(shape, jnp.float32)}, sep="/")
     return jax.tree.leaves(param_shardings(tree, make_mesh(mesh)))[0].spec
-
-
-@pytest.mark.parametrize(
-    ("config", "sizes"),
-    [
-        (MeshConfig(), (8, 1, 1, 1)),
-        (MeshConfig(data=2, fsdp=-1), (2, 4, 1, 1)),
-        (CUBE, (2, 2, 1, 2)),
-        (MeshConfig(sequence=4), (2, 1, 4, 1)),
-    ],
-)
-def test_mesh_takes_all_devices(config: MeshConfig, sizes: tuple[int, ...]) -> None:
-    mesh = make_mesh(config)
-    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "sequence", "tensor"), sizes, strict=True))
-    assert set(mesh.devices.flat) == set(jax.devices())
-
-
-def test_mesh_of_one_device() -> None:
-    assert make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
-
-
-@pytest.mark.parametrize(
-    "config", [MeshConfig(data=3, fsdp=2), MeshConfig(fsdp=3), MeshConfig(data=1), MeshConfig(fsdp=16)]
-)
-def test_impossible_mesh_says_product_and_number_of_devices(config: MeshConfig) -> None:
-    with pytest.raises(STGTError, match=r"= \d+ devices but there are 8") as error:
-        make_mesh(config)
-    assert "\n" not in str(error.value)
-
-
-def test_clips_split_over_processes_are_refused() -> None:
-    devices: list[Any] = [types.SimpleNamespace(process_index=i // 2) for i in range(8)]
-    with pytest.raises(STGTError, match=r"sequence=2 x tensor=2 = 4 devices share each clip, but a process has 2"):
-        make_mesh(MeshConfig(sequence=2, tensor=2), devices)
 
 
 def test_batch_is_split_over_data_and_fsdp() -> None:

@@ -14,7 +14,6 @@ from stgt_jax.encoder import Encoder, score_similarity
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.metrics import format_metrics, retrieval_metrics, twin_metrics
 
-Batch = Mapping[str, Any]
 NOT_A_CANDIDATE = -100.0  # the re-ranked score of everything beyond the top k
 
 
@@ -53,7 +52,7 @@ class RetrievalResult:
         }
 
 
-def evaluate_retrieval(encoder: Encoder, batches: Iterable[Batch], *, k_test: int = 32) -> RetrievalResult:
+def evaluate_retrieval(encoder: Encoder, batches: Iterable[Mapping[str, Any]], *, k_test: int = 32) -> RetrievalResult:
     """Scores every caption against every video of the batches.
 
     Args:
@@ -140,7 +139,7 @@ class _Gallery:
     captions: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
 
-    def read(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
+    def read(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[np.ndarray]:
         """Yields the frames [T, H, W, 3] of each new video, so that they are never all in memory; stores the rest."""
         for batch in batches:
             for row in np.flatnonzero(batch["valid"]):

@@ -1,7 +1,8 @@
-"""Spatio-temporal graph transformer: frame tokens enriched over neighbouring frames, then condensed.
+"""Spatio-temporal graph transformer: relates the tokens of neighbouring frames and condenses each frame.
 
 Paper section 3.2, docs/model.md section 2.
-[B, T, L, D] ViT tokens -> [B, M, D]; M = T * (1 + 2G) for a video, L for an image. LayerNorms have float32 statistics.
+Letters: B videos, T frames, G patches a side, L = 1 + G^2 tokens a frame, N = T * G^2 nodes, D width, M tokens of the
+result: T * (1 + 2G) for a video, L for an image.
 """
 
 import math
@@ -19,7 +20,7 @@ from stgt_jax.sharding import shard
 
 
 class GraphAttention(nn.Module):
-    """Linear projections around `ops.graph_attention`; no residual. [B, N, D] -> [B, N, D]."""
+    """`ops.graph_attention` with linear projections, without residual: [B, N, D] -> [B, N, D]."""
 
     config: GraphConfig
     dtype: jnp.dtype
@@ -49,9 +50,9 @@ class GraphAttention(nn.Module):
 
 
 class GraphBlock(nn.Module):
-    """Global tokens across frames, local tokens over the graph, then all tokens within their frame.
+    """Attention of global tokens across frames, of local tokens over the graph, then of all tokens within their frame.
 
-    [B, T, L, D] -> ([B, T, L, D], {"local_tokens", "graph_attention"}: what graph attention took and gave, [B, N, D]).
+    [B, T, L, D] -> ([B, T, L, D], {"local_tokens", "graph_attention"}: input and output of graph attention, [B, N, D]).
     """
 
     config: GraphConfig
@@ -75,7 +76,7 @@ class GraphBlock(nn.Module):
 
 
 class GraphTransformer(nn.Module):
-    """[B, T, L, D] -> ([B, M, D], {"local_tokens", "graph_attention"} of every block, [layers, B, N, D])."""
+    """[B, T, L, D] -> ([B, M, D], {"local_tokens", "graph_attention"} of all blocks, [layers, B, N, D])."""
 
     config: GraphConfig
     dtype: jnp.dtype
@@ -87,7 +88,7 @@ class GraphTransformer(nn.Module):
         num_frames, tokens, width = x.shape[1:]
         init = nn.initializers.normal(self.config.time_embed_std)
         time_embed = self.param("time_embed", init, (self.config.time_embed_rows, width))
-        # Loaded from checkpoints as it is, never trained (docs/model.md section 2).
+        # A parameter, as converted weights bring their own table; never trained (docs/model.md section 2.1).
         pos_2d_embed = self.param("pos_2d_embed", lambda _: sincos_2d(math.isqrt(tokens - 1), width))
         x = x + _resample_rows(time_embed, num_frames)[:, None].astype(self.dtype)
         x = x + jax.lax.stop_gradient(pos_2d_embed).astype(self.dtype)
@@ -101,9 +102,9 @@ class GraphTransformer(nn.Module):
 
 
 def condense(x: jax.Array) -> jax.Array:
-    """Per frame [global, maxima over rows (one a column), maxima over columns (one a row)]; an image keeps its tokens.
+    """For each frame the global token, the maximum of each column of patches, and the maximum of each row.
 
-    [B, T, L, D] -> [B, T * (1 + 2G), D], or [B, L, D] where T == 1.
+    [B, T, L, D] -> [B, T * (1 + 2G), D]. An image (T = 1) keeps all its tokens: -> [B, L, D].
     """
     if x.shape[1] == 1:
         return x[:, 0]
@@ -113,7 +114,7 @@ def condense(x: jax.Array) -> jax.Array:
 
 
 def sincos_2d(grid: int, width: int) -> jax.Array:
-    """The fixed 2D table [1 + grid^2, width]: zeros for the global token, then [column | row], each [sin | cos]."""
+    """The position table [1 + grid^2, width]: zeros for the global token, else [column | row], each [sin | cos]."""
     frequencies = 10000.0 ** (-np.arange(width // 4) / (width / 4))  # [D/4]
     angles = np.arange(grid)[:, None] * frequencies  # [G, D/4]
     axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # [G, D/2]
@@ -123,5 +124,5 @@ def sincos_2d(grid: int, width: int) -> jax.Array:
 
 
 def _resample_rows(table: jax.Array, num_rows: int) -> jax.Array:
-    """Nearest-neighbour resampling, row floor(i * len / num_rows): [T_max, D] -> [T, D]."""
+    """Nearest-neighbour resampling, row floor(i * rows / T) for frame i: [rows, D] -> [T, D]."""
     return table[np.arange(num_rows) * table.shape[0] // num_rows]

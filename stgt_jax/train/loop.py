@@ -25,11 +25,10 @@ from stgt_jax.run_folder import PathLike, Provenance, check_resume, folder_path,
 from stgt_jax.sharding import shard_batch
 from stgt_jax.train.checkpoint import Checkpoints
 from stgt_jax.train.log import RunLog
-from stgt_jax.train.mesh import mesh_for
 from stgt_jax.train.performance import StepTimer
 from stgt_jax.train.profile import StepTrace
 from stgt_jax.train.run_lock import locked
-from stgt_jax.train.state import TrainState, abstract_state, init_state
+from stgt_jax.train.state import TrainState, abstract_state, init_state, mesh_for
 from stgt_jax.train.step import make_train_step
 from stgt_jax.train.supervisor import Evaluate, Supervisor
 

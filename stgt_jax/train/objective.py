@@ -4,13 +4,13 @@ The losses are those of the global batch, however many devices it is split over.
 D vision width, S text length.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from stgt_jax.batch import Batch
 from stgt_jax.config import LossConfig
 from stgt_jax.contrastive import contrast
 from stgt_jax.losses import vtg_loss, vtm_loss
@@ -59,7 +59,7 @@ def matching_triples(
 def stgt_losses(
     model: STGT,
     params: Any,
-    batch: Mapping[str, jax.Array],
+    batch: Batch,
     rng: jax.Array,
     config: LossConfig,
     *,
@@ -71,7 +71,7 @@ def stgt_losses(
     Args:
       model: the model.
       params: its parameters.
-      batch: video [B, T, height, width, 3], input_ids and attention_mask [B, S].
+      batch: the global batch.
       rng: a key for dropout and the hard negatives.
       config: which contrastive loss, and the label smoothing of each loss.
       train: switches dropout on.

@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and cosine decay (docs/model.md section 6), weight decay on matrices and tables only."""
+"""AdamW with linear warm-up and cosine decay (docs/model.md section 6.2)."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import optax
 
 from stgt_jax.config import OptimizerConfig
 
-# By name, not by rank: the parameters of repeated blocks are stacked, so their biases have two dimensions.
+# By name, not by rank: the parameters of repeated blocks are stacked, so that their biases have two dimensions.
 NO_DECAY = ("bias", "scale", "lm_bias", "temperature")
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear to the peak over the warm-up, then a cosine to the end rate at `num_steps`."""
+    """The learning rate of each step: linear up to the peak, then along a cosine to the end rate at `num_steps`."""
     return optax.warmup_cosine_decay_schedule(
         init_value=config.warmup_start_learning_rate,
         peak_value=config.peak_learning_rate,
@@ -23,12 +23,12 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for every leaf that weight decay applies to."""
+    """True for every parameter with weight decay: matrices, embedding tables and learned tokens."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NO_DECAY, params)
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Gradient clipping by the global norm (none for `clip_norm=0`), then AdamW on the schedule."""
+    """AdamW, after clipping of the gradient's global norm where `clip_norm` is not 0."""
     adamw = optax.adamw(
         make_schedule(config, num_steps),
         b1=config.beta1,

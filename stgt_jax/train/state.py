@@ -1,10 +1,11 @@
-"""What training carries from step to step, and how it is first made.
+"""The state of training: what it holds, its layout on the mesh, and how it is initialised.
 
-Parameters live in two trees: the trainable ones, which alone get a gradient and optimizer state, and the frozen ones.
-The state is shaped without computing anything, given its layout on the mesh, and only then initialised, in place.
+Parameters are in two trees: trainable ones, which have gradients and optimizer state, and frozen ones. The shapes and
+layout of the state are known before any array exists, and arrays are initialised on the devices that hold them.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -14,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from stgt_jax.config import ModelConfig, TrainConfig
+from stgt_jax.mesh import Workload, choose_mesh, make_mesh
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import param_shardings
 from stgt_jax.train.optimizer import make_optimizer
@@ -21,7 +23,7 @@ from stgt_jax.train.optimizer import make_optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything the next step depends on, but for the batch and the seed."""
+    """All that the next step depends on, except the batch and the seed."""
 
     step: jax.Array  # [] int32, the number of steps done
     params: Any  # trainable parameters
@@ -30,7 +32,7 @@ class TrainState:
 
 
 def split_params(params: Any, config: ModelConfig) -> tuple[Any, Any]:
-    """Parts a parameter tree into (trainable, frozen) trees; `merge_params` puts them together again."""
+    """Splits a parameter tree into (trainable, frozen); `merge_params` is the inverse."""
     trainable: dict[tuple[str, ...], Any] = {}
     frozen: dict[tuple[str, ...], Any] = {}
     for path, leaf in flatten_dict(params).items():
@@ -39,7 +41,7 @@ def split_params(params: Any, config: ModelConfig) -> tuple[Any, Any]:
 
 
 def merge_params(trainable: Any, frozen: Any) -> Any:
-    """The whole parameter tree of a model, from the trees of `split_params`."""
+    """Joins the two trees of `split_params` to the model's parameter tree."""
     return unflatten_dict(flatten_dict(trainable) | flatten_dict(frozen))
 
 
@@ -50,7 +52,7 @@ def _is_frozen(path: tuple[str, ...], config: ModelConfig) -> bool:
 
 
 def init_params(model: STGT, rng: jax.Array) -> Any:
-    """Random parameters of an `STGT` model. Run it under jit or `jax.eval_shape`: neither computes the forward pass."""
+    """Random parameters. Call it under jit or `jax.eval_shape`, so that the forward pass is not computed."""
     vision, frames, text = model.config.vision, model.config.num_frames, model.config.qformer.max_text_length
     video = jnp.zeros((1, frames, vision.image_size, vision.image_size, 3), jnp.uint8)  # [B, T, H, W, 3]
     input_ids = jnp.zeros((1, text), jnp.int32)  # [B, S]
@@ -59,7 +61,7 @@ def init_params(model: STGT, rng: jax.Array) -> Any:
 
 @functools.cache
 def param_shapes(model: STGT) -> Any:
-    """Shape and dtype of every parameter; kept, as a run asks for them often and tracing the model takes seconds."""
+    """Shape and dtype of every parameter. Cached: a run needs them often, and tracing the model takes seconds."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
@@ -69,12 +71,12 @@ def state_shapes(model: STGT, config: TrainConfig) -> TrainState:
 
 
 def abstract_params(model: STGT, mesh: Mesh) -> Any:
-    """Shape, dtype and layout on `mesh` of every parameter, as `jax.ShapeDtypeStruct`s."""
+    """Shape, dtype and layout on `mesh` of every parameter: a tree of `jax.ShapeDtypeStruct`."""
     return _with_shardings(param_shapes(model), mesh)
 
 
 def abstract_state(model: STGT, config: TrainConfig, mesh: Mesh) -> TrainState:
-    """Shape, dtype and layout on `mesh` of the whole state, as `jax.ShapeDtypeStruct`s."""
+    """Shape, dtype and layout on `mesh` of the whole state: a tree of `jax.ShapeDtypeStruct`."""
     return _with_shardings(state_shapes(model, config), mesh)
 
 
@@ -82,19 +84,37 @@ def init_state(model: STGT, config: TrainConfig, mesh: Mesh, params: Any = None)
     """The state at step 0, laid out on `mesh`.
 
     Args:
-      model: an `STGT`.
-      config: of the training; `config.seed` makes the random parameters.
-      mesh: of `make_mesh`.
-      params: the whole parameter tree to start from, which is copied; by default random parameters.
+      model: the model.
+      config: the training's; `config.seed` seeds random parameters.
+      mesh: the mesh to train on.
+      params: all parameters to start from, which are copied; by default random ones.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))
     if params is None:
         rng = jax.random.key(config.seed)
         return jax.jit(lambda: _new_state(model, config, init_params(model, rng)), out_shardings=shardings)()
     params = jax.device_put(params, param_shardings(params, mesh))
-    # Copied, since the train step reuses the memory of the state given to it.
+    # Copied, because the train step reuses the memory of the state it is given.
     copy_and_create = jax.jit(lambda p: _new_state(model, config, jax.tree.map(jnp.copy, p)), out_shardings=shardings)
     return copy_and_create(params)
+
+
+def mesh_for(
+    model: STGT, config: TrainConfig, devices: Sequence[jax.Device] | None = None, memory: float | None = None
+) -> Mesh:
+    """The mesh to train on, with the axes of `config.mesh`; see `choose_mesh` and `make_mesh`."""
+    return make_mesh(choose_mesh(config.mesh, workload(model, config), devices, memory), devices)
+
+
+def workload(model: STGT, config: TrainConfig) -> Workload:
+    """What a training holds and computes, for `choose_mesh`."""
+    state = state_shapes(model, config)
+    return Workload(
+        params=param_shapes(model),
+        held=(state, state.params),  # gradients have the shapes of the parameters that train
+        clips=config.batch_size // config.accumulation_steps,
+        num_frames=model.config.num_frames,
+    )
 
 
 def _new_state(model: STGT, config: TrainConfig, params: Any) -> TrainState:
@@ -105,7 +125,7 @@ def _new_state(model: STGT, config: TrainConfig, params: Any) -> TrainState:
 
 
 def _as_computed_with(dtype: str, path: tuple, leaf: jax.Array) -> jax.Array:
-    """A frozen matrix as the products take it: rounded once, not in every step, and half as large in bfloat16."""
+    """Casts a frozen matrix to the dtype of the computation: once instead of in every step, and with less memory."""
     return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
 
 

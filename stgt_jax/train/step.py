@@ -1,5 +1,6 @@
-"""One optimizer step: losses and gradients of the trainable parameters on a global batch, accumulated and applied."""
+"""One optimizer step: gradients of the losses on a global batch, in one or several parts, and the update."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from stgt_jax.batch import Batch
 from stgt_jax.config import TrainConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT
@@ -17,7 +19,6 @@ from stgt_jax.train.objective import stgt_losses
 from stgt_jax.train.optimizer import make_optimizer, make_schedule
 from stgt_jax.train.state import TrainState, abstract_state, merge_params
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -26,9 +27,11 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted function (state, batch) -> (state, metrics).
 
-    The batch is a global one, of `shard_batch`: video [B, T, H, W, 3] uint8, input_ids [B, S] int32, attention_mask
-    [B, S] int32. The state given is consumed. The metrics are float32 scalars: those of `stgt_losses`, the learning
-    rate and the norm of the gradient before clipping. Raises STGTError where B or T does not divide over the devices.
+    The batch is a global one, as `shard_batch` returns it. The state is consumed: its memory is reused. The metrics are
+    float32 scalars: those of `stgt_losses`, the learning rate, and the norm of the gradient before clipping.
+
+    Raises:
+      STGTError: B or T does not divide by the devices that split it.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % (config.accumulation_steps * ways):
@@ -44,7 +47,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the ops that split their own work
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for operations that split their own work
             gradients, metrics = _mean_gradients(model, config, mesh, state, batch, rng)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -63,7 +66,7 @@ def make_train_step(
 def _mean_gradients(
     model: STGT, config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch, rng: jax.Array
 ) -> tuple[Any, Metrics]:
-    """Gradients and metrics of the batch, or their means over its microbatches, one after the other."""
+    """Gradients and metrics of the batch, or their means over microbatches that are computed one after the other."""
 
     def loss_fn(params: Any, microbatch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         params = merge_params(params, state.frozen)
@@ -83,12 +86,12 @@ def _mean_gradients(
         return jax.tree.map(jnp.add, total, gradients), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    microbatches = {name: _microbatches(batch[name], steps, layout) for name, layout in batch_layout(mesh).items()}
+    microbatches = jax.tree.map(functools.partial(_microbatches, steps), batch, batch_layout(mesh))
     total, metrics = jax.lax.scan(accumulate, zeros, (jnp.arange(steps), microbatches))
     return jax.tree.map(lambda g: g / steps, total), jax.tree.map(jnp.mean, metrics)
 
 
-def _microbatches(array: jax.Array, steps: int, layout: NamedSharding) -> jax.Array:
-    """[B, ...] -> [steps, B / steps, ...]; microbatch i has rows i, i + steps, ...: each device keeps its own."""
+def _microbatches(steps: int, array: jax.Array, layout: NamedSharding) -> jax.Array:
+    """[B, ...] -> [steps, B / steps, ...]. Microbatch i has rows i, i + steps, ...: no row changes its device."""
     array = array.reshape(-1, steps, *array.shape[1:]).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(array, NamedSharding(layout.mesh, P(None, *layout.spec)))

@@ -18,8 +18,8 @@ from stgt_jax.eval.retrieval import (
     format_time_order,
     time_order_metrics,
 )
+from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import make_mesh
 
 
 def brute_force_metrics(scores, owners):

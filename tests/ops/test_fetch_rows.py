@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stgt_jax.config import MeshConfig
+from stgt_jax.mesh import make_mesh
 from stgt_jax.ops.fetch_rows import fetch_rows
-from stgt_jax.sharding import make_mesh
 
 ROWS = {
     "each_another": np.roll(np.arange(16), 5),

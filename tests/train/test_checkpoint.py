@@ -14,8 +14,8 @@ from small import small_model, small_training
 
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
+from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import make_mesh
 from stgt_jax.train.checkpoint import Checkpoints, load_params
 from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
 

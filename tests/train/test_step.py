@@ -12,8 +12,9 @@ from small import leaves_by_name, make_batch, small_model, small_training
 
 from stgt_jax.config import MeshConfig, ModelConfig, TrainConfig
 from stgt_jax.errors import STGTError
+from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import MIN_SHARDED_SIZE, make_mesh, shard_batch
+from stgt_jax.sharding import MIN_SHARDED_SIZE, shard_batch
 from stgt_jax.train.objective import stgt_losses
 from stgt_jax.train.optimizer import make_optimizer
 from stgt_jax.train.state import abstract_state, init_state, merge_params, split_params

@@ -14,9 +14,10 @@ from small import small_model
 
 from stgt_jax.config import MeshConfig, ModelConfig, WeightsConfig
 from stgt_jax.errors import STGTError
+from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
 from stgt_jax.run_folder import write_run
-from stgt_jax.sharding import make_mesh, param_shardings
+from stgt_jax.sharding import param_shardings
 from stgt_jax.train.checkpoint import has_checkpoint, load_params
 from stgt_jax.train.state import init_params
 from stgt_jax.train.weights import check_weights, initial_params

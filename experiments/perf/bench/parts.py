@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from stgt_jax.batch import Batch
 from stgt_jax.config import LossConfig
 from stgt_jax.models.stgt import STGT, normalize_frames
 from stgt_jax.train.objective import matching_triples, stgt_losses
@@ -83,7 +84,8 @@ def _losses(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key: jax
     # `stgt_losses` also passes these on from part to part, and looks at none of them.
     passed_on = {"video": None, "query_cache": None, "graph_tokens": arrays["input_ids"]}
     outputs = cast(STGT, _Outputs(model, arrays | passed_on))
-    return {"loss": stgt_losses(outputs, params, arrays | passed_on, key, loss, train=True)[0]}
+    batch = cast(Batch, arrays | passed_on)
+    return {"loss": stgt_losses(outputs, params, batch, key, loss, train=True)[0]}
 
 
 class _Outputs:

@@ -22,13 +22,13 @@ from experiments.perf.bench.parts import PARTS, Part
 from experiments.perf.bench.table import device_line, format_table, number, peak_line
 from experiments.perf.bench.timing import time_runs, with_backward
 from experiments.recipes import Recipe
+from stgt_jax.batch import Batch
 from stgt_jax.errors import STGTError
 from stgt_jax.flops import model_flops
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import shard_batch
-from stgt_jax.train.mesh import mesh_for
 from stgt_jax.train.optimizer import make_optimizer
-from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
+from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params, mesh_for
 from stgt_jax.train.step import make_train_step
 
 TEXT_LENGTH = 32  # tokens a caption, those of `stgt data build`
@@ -85,7 +85,7 @@ def text_length_of(recipe: Recipe, text_length: int | None) -> int:
     return text_length
 
 
-def _batch(recipe: Recipe, mesh: Mesh, size: int, text_length: int) -> dict[str, jax.Array]:
+def _batch(recipe: Recipe, mesh: Mesh, size: int, text_length: int) -> Batch:
     """A batch as the loader would give it: noise for videos, captions of full length."""
     rng, pixels = np.random.default_rng(0), recipe.model.vision.image_size
     shape = (size, recipe.model.num_frames, pixels, pixels, 3)

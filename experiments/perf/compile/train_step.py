@@ -25,10 +25,10 @@ from experiments.perf.compile.traffic import hbm_bytes
 from experiments.recipes import Recipe
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
+from stgt_jax.mesh import make_mesh, slice_of
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import batch_layout, make_mesh, slice_of
-from stgt_jax.train.mesh import mesh_for
-from stgt_jax.train.state import abstract_state
+from stgt_jax.sharding import batch_layout
+from stgt_jax.train.state import abstract_state, mesh_for
 from stgt_jax.train.step import make_train_step
 
 Figures = dict[str, Any]

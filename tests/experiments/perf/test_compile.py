@@ -24,7 +24,7 @@ from experiments.perf.compile.traffic import hbm_bytes
 from experiments.perf.compile.train_step import compile_recipe, refusal
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
-from stgt_jax.sharding import make_mesh, slice_of
+from stgt_jax.mesh import make_mesh, slice_of
 
 TINY = [*SMALL, "--vocab_size=64", "--batch_size=4", "--scan_layers=true", "--vision.depth=3"]
 needs_libtpu = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Meshes chosen by `auto`, and fsdp axes that no parameter could be split by."""
+"""Meshes: their axes, those chosen for "auto", and fsdp axes that no parameter can be split by."""
 
 import dataclasses
 import logging
@@ -10,10 +10,10 @@ import pytest
 
 from stgt_jax.config import GraphConfig, MeshConfig, ModelConfig, TrainConfig, VisionConfig, vit_g
 from stgt_jax.errors import STGTError
+from stgt_jax.mesh import STATE_SHARE, choose_mesh, make_mesh
 from stgt_jax.models.stgt import STGT
-from stgt_jax.sharding import bytes_held, make_mesh
-from stgt_jax.train.mesh import STATE_SHARE, choose_mesh
-from stgt_jax.train.state import state_shapes
+from stgt_jax.sharding import bytes_held
+from stgt_jax.train.state import state_shapes, workload
 
 GB = 1e9
 AUTO = MeshConfig(fsdp="auto", sequence="auto")
@@ -25,8 +25,40 @@ def devices(count: int, per_process: int = 4) -> list[Any]:
 
 
 def choose(count: int, batch: int, memory: float, mesh: MeshConfig = AUTO, model: STGT = PAPER) -> MeshConfig:
-    config = TrainConfig(batch_size=batch, mesh=mesh)
-    return choose_mesh(model, config, devices(count), memory)
+    return choose_mesh(mesh, workload(model, TrainConfig(batch_size=batch)), devices(count), memory)
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (MeshConfig(), (8, 1, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1), (2, 4, 1, 1)),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (MeshConfig(sequence=4), (2, 1, 4, 1)),
+    ],
+)
+def test_mesh_takes_all_devices(config: MeshConfig, sizes: tuple[int, ...]) -> None:
+    mesh = make_mesh(config)
+    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "sequence", "tensor"), sizes, strict=True))
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+def test_mesh_of_one_device() -> None:
+    assert make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+    "config", [MeshConfig(data=3, fsdp=2), MeshConfig(fsdp=3), MeshConfig(data=1), MeshConfig(fsdp=16)]
+)
+def test_impossible_mesh_says_product_and_number_of_devices(config: MeshConfig) -> None:
+    with pytest.raises(STGTError, match=r"= \d+ devices but there are 8") as error:
+        make_mesh(config)
+    assert "\n" not in str(error.value)
+
+
+def test_clips_split_over_processes_are_refused() -> None:
+    with pytest.raises(STGTError, match=r"sequence=2 x tensor=2 = 4 devices share each clip, but a process has 2"):
+        make_mesh(MeshConfig(sequence=2, tensor=2), devices(8, per_process=2))
 
 
 def test_parameters_are_copied_where_memory_allows() -> None:
@@ -60,15 +92,16 @@ def test_memory_is_asked_of_a_device_of_this_process() -> None:
 
     mine = types.SimpleNamespace(process_index=jax.process_index(), memory_stats=told(6 * GB))
     others = [types.SimpleNamespace(process_index=jax.process_index() + 1, memory_stats=refused) for _ in range(7)]
-    chosen = choose_mesh(PAPER, TrainConfig(batch_size=64, mesh=AUTO), [*others, mine])
+    of_training = workload(PAPER, TrainConfig(batch_size=64))
+    chosen = choose_mesh(AUTO, of_training, [*others, mine])
     assert chosen.fsdp == choose(8, 64, 6 * GB).fsdp > 1
-    assert choose_mesh(PAPER, TrainConfig(batch_size=64, mesh=AUTO), jax.devices()) == MeshConfig(data=8)  # CPUs
+    assert choose_mesh(AUTO, of_training, jax.devices()) == MeshConfig(data=8)  # CPUs
 
 
 def test_parameters_are_split_within_a_slice_of_tpus() -> None:
     two_slices = [types.SimpleNamespace(process_index=i // 4, slice_index=i // 8) for i in range(16)]
-    config = TrainConfig(batch_size=64, mesh=AUTO)
-    assert choose_mesh(PAPER, config, two_slices, 0.1 * GB) == MeshConfig(data=2, fsdp=8)  # too little for any
+    of_training = workload(PAPER, TrainConfig(batch_size=64))
+    assert choose_mesh(AUTO, of_training, two_slices, 0.1 * GB) == MeshConfig(data=2, fsdp=8)  # too little for any
 
 
 def test_what_is_asked_for_stays() -> None:
@@ -111,8 +144,10 @@ def test_mesh_that_cannot_be_is_explained_by_its_axes() -> None:
 def test_parameters_no_axis_divides_are_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     odd = ModelConfig(vision=VisionConfig(width=44, num_heads=4, mlp_dim=44), graph=GraphConfig(num_heads=4))
-    config = TrainConfig(batch_size=32, mesh=MeshConfig(tensor=8, fsdp="auto"))
-    assert choose_mesh(STGT(odd), config, devices(16, 8), 16 * GB) == MeshConfig(data=2, tensor=8)
+    of_training = workload(STGT(odd), TrainConfig(batch_size=32))
+    assert choose_mesh(MeshConfig(tensor=8, fsdp="auto"), of_training, devices(16, 8), 16 * GB) == MeshConfig(
+        data=2, tensor=8
+    )
     assert "tensor=8 divides no dimension of 20 parameters, such as" in caplog.text
     assert choose(24, 48, 16 * GB, MeshConfig(fsdp=3), STGT(odd)) == MeshConfig(fsdp=1)
     assert "fsdp=3 divides no dimension of" in caplog.text

@@ -1,0 +1,13 @@
+"""What training sees of the data: one batch."""
+
+from typing import TypedDict
+
+import jax
+
+
+class Batch(TypedDict):
+    """A batch of B clips with a caption each: T frames, S tokens."""
+
+    video: jax.Array  # [B, T, height, width, 3] uint8
+    input_ids: jax.Array  # [B, S] int32
+    attention_mask: jax.Array  # [B, S] int32; 1 for tokens, 0 for padding
