@@ -1,4 +1,4 @@
-"""One stage of training from a recipe: the loader, the model and the validation brought together for `train`."""
+"""One stage of training from a recipe: builds loader and validation, checks that all fits, and calls `train`."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from data_pipeline.loader import eval_batches, split_vocab_size, train_loader
-from data_pipeline.shards import VOCAB_NAME, list_splits, open_shards
+from data_pipeline.shards import VOCAB_NAME, ShardSource, list_splits, open_shards
 from experiments.recipe_fields import replace_fields
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
@@ -43,8 +43,8 @@ def pretrain(
     Args:
       recipe: with data.shards set.
       workdir: gets checkpoints, logs and metrics; a local folder, or one in a bucket.
-      resume: go on from the newest checkpoint in `workdir`.
-      allow_changes: resume although options of the training or the data have changed, or start from weights that were
+      resume: continue from the newest checkpoint in `workdir`.
+      allow_changes: resume although options of the training or the data have changed; start from weights that were
         trained with another graph threshold or number of frames.
       profile_steps: first and last step of which a trace goes to WORKDIR/tensorboard.
 
@@ -94,38 +94,39 @@ def pretrain(
 
 
 def pretrain_step(steps: Steps, name: str, recipe: Recipe, workdir: Path) -> dict[str, float]:
-    """`pretrain` as a step of a longer run: goes on from the newest checkpoint if an earlier start was cut off."""
+    """Runs `pretrain` as a step of a longer run, and resumes it if an earlier start was interrupted."""
     resume = (workdir / "checkpoints").exists()
     title = f"training {name}, {recipe.train.num_steps} steps"
     return steps.run(name, title, lambda: pretrain(recipe, workdir, resume=resume), output=workdir / "checkpoints")
 
 
 def fit_to_shards(recipe: Recipe) -> Recipe:
-    """Returns the recipe with its vocabulary taken from its shard set, where it says so, and refuses what can't fit.
+    """Returns the recipe, with the vocabulary of its shard set if it asks for that; refuses shards that do not fit.
 
     Raises:
-      STGTError: data.shards is not set, or the shards have another vocabulary or longer captions than the model.
-      DataError: the shard set is missing or damaged.
+      STGTError: data.shards is not set, the shard set is missing or damaged, or it has another vocabulary or longer
+        captions than the model.
     """
-    if not recipe.data.shards:
+    shards, text = recipe.data.shards, recipe.model.qformer
+    if not shards:
         raise STGTError("data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR")
-    settings = open_shards(recipe.data.shards, TRAIN_SPLIT).settings
-    words = epath.Path(recipe.data.shards, VOCAB_NAME).read_text(encoding="utf-8").splitlines()
+    for split, source in _open_splits(shards).items():
+        if source.settings.max_text_length > text.max_text_length:
+            raise STGTError(
+                f"model.qformer.max_text_length={text.max_text_length} is less than the"
+                f" {source.settings.max_text_length} tokens of a caption in split '{split}' of data.shards='{shards}'"
+            )
+    words = epath.Path(shards, VOCAB_NAME).read_text(encoding="utf-8").splitlines()
     ours = {"vocab_size": split_vocab_size(recipe.data), "sep_token_id": words.index("[SEP]")}
     if recipe.vocab_from_data:
-        recipe = replace_fields(recipe, {f"model.qformer.{name}": value for name, value in ours.items()})
+        return replace_fields(recipe, {f"model.qformer.{name}": value for name, value in ours.items()})
     for name, value in ours.items():
-        wanted = getattr(recipe.model.qformer, name)
+        wanted = getattr(text, name)
         if wanted != value:
             raise STGTError(
-                f"model.qformer.{name}={wanted}, but the vocabulary of data.shards='{recipe.data.shards}' makes it"
-                f" {value}; build the shards with the model's vocabulary (--vocab), or use --vocab_from_data true"
+                f"model.qformer.{name}={wanted}, but the vocabulary of data.shards='{shards}' makes it {value}; build"
+                " the shards with the model's vocabulary (--vocab), or use --vocab_from_data true"
             )
-    if settings.max_text_length > recipe.model.qformer.max_text_length:
-        raise STGTError(
-            f"model.qformer.max_text_length={recipe.model.qformer.max_text_length} is less than the"
-            f" {settings.max_text_length} tokens of a caption in data.shards='{recipe.data.shards}'"
-        )
     return recipe
 
 
@@ -148,12 +149,10 @@ def stage_recipe(name: str, fields: Mapping[str, Any], fixed: Mapping[str, Any])
 
 
 def _provenance(recipe: Recipe, is_new: bool) -> Provenance:
-    """Returns what the run's folder is to tell of its data, vocabulary and first weights."""
-    shards = recipe.data.shards
-    splits = [TRAIN_SPLIT, *filter(None, [_validation_split(shards)])]
-    sources = {split: open_shards(shards, split) for split in splits}
+    """Returns what the run's folder records of its data, vocabulary and first weights."""
+    sources = _open_splits(recipe.data.shards)
     settings = sources[TRAIN_SPLIT].settings
-    sections = {
+    sections: dict[str, Any] = {
         "data": recipe.data,
         "weights": recipe.weights,
         "needs_initial_weights": recipe.needs_initial_weights,
@@ -165,10 +164,16 @@ def _provenance(recipe: Recipe, is_new: bool) -> Provenance:
             for split, source in sources.items()
         },
     }
-    if is_new:  # else the weights are the run's own, and those it started from may be gone
+    if is_new:  # a resumed run has its own weights, and those it started from may be gone
         origins = dataclasses.asdict(recipe.weights).items()
         sections["weights_origin"] = {name: str(checkpoint_folder(path)) for name, path in origins if path}
-    return Provenance(sections, epath.Path(shards, VOCAB_NAME).read_bytes())
+    return Provenance(sections, epath.Path(recipe.data.shards, VOCAB_NAME).read_bytes())
+
+
+def _open_splits(shards: str) -> dict[str, ShardSource]:
+    """Returns the split to train on and, if there is one, the split to validate on."""
+    names = [TRAIN_SPLIT, *filter(None, [_validation_split(shards)])]
+    return {name: open_shards(shards, name) for name in names}
 
 
 def _validation_split(shards: str) -> str | None:
@@ -184,20 +189,22 @@ def _initial_params(recipe: Recipe) -> Callable[[Mesh], Any] | None:
 
 
 def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
-    """Returns the function from parameters to retrieval scores on the validation clips; None where there are none."""
-    data, config = recipe.data, recipe.model
-    split = _validation_split(data.shards)
+    """Returns the function from parameters to retrieval scores on the validation clips, or None if there are none.
+
+    Raises:
+      STGTError: the validation clips have fewer frames than the model reads.
+    """
+    config, split = recipe.model, _validation_split(recipe.data.shards)
     if split is None:
         return None
+    frames = {"num_frames": config.num_frames, "image_size": config.vision.image_size}
+    eval_batches(recipe.data, split, VALIDATION_BATCH, **frames)  # an error is to come now, not at the first validation
 
     def evaluate(params: Any) -> dict[str, float]:
         mesh = jax.tree.leaves(params)[0].sharding.mesh
         encoder = Encoder(config, params, mesh=mesh, batch_size=VALIDATION_BATCH)
-        batches = eval_batches(
-            data, split, encoder.batch_size, num_frames=config.num_frames, image_size=config.vision.image_size
-        )
         # One candidate a query: re-ranking takes most of the time, and similarity alone tells how training goes.
-        result = evaluate_retrieval(encoder, batches, k_test=1)
+        result = evaluate_retrieval(encoder, eval_batches(recipe.data, split, encoder.batch_size, **frames), k_test=1)
         time_order = time_order_metrics(result)["similarity"]
         twins = {"twin_accuracy": time_order["twin_accuracy"]} if time_order["num_texts"] else {}
         return result.metrics | twins

@@ -87,6 +87,20 @@ def test_captions_longer_than_the_model_reads_are_refused(trained_run, shards, t
     assert "have 40 tokens, and the model" in error_of(*evaluate(trained_run, tmp_path / "shards"))
 
 
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ({"max_text_length": 40}, "max_text_length=32 is less than the 40 tokens of a caption in split 'test'"),
+        ({"num_kept_frames": 1}, "more than the 1 frames"),
+    ],
+)
+def test_validation_clips_that_do_not_fit_are_refused_before_training(shards, tmp_path, error_of, option, complaint):
+    captions, own = shards.parent / "clips" / "test" / "captions.csv", shutil.copytree(shards, tmp_path / "shards")
+    build_shards(captions, own, split="test", overwrite=True, **BUILD | option)
+    assert complaint in error_of(*pretrain(1, tmp_path / "run", own))
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_goes_on_with_its_own_clips_wherever_they_lie(trained_run, shards, other_clips, tmp_path, error_of):
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     before = (run / "config.json").read_bytes()
