@@ -1,1 +1,1 @@
-"""What a train step costs: measured on the devices here, or compiled for those of a TPU slice."""
+"""Measuring tools: benchmarks on the local devices, and ahead-of-time compilation for TPU slices."""

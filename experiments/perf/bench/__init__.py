@@ -1,1 +1,1 @@
-"""Benchmarks: how long the model's parts take, how much memory, and which share of what the device can do."""
+"""`stgt bench`: time and memory of graph attention and of the train step, relative to the device's peak."""

@@ -1,4 +1,4 @@
-"""The device that is measured: its name, and the most it can do, measured in the same run rather than looked up."""
+"""The benchmarked device: its name, and its peak FLOP/s and bandwidth, measured in the same run."""
 
 import datetime
 import os
@@ -11,20 +11,20 @@ import jax.numpy as jnp
 
 from experiments.perf.bench.timing import seconds_of
 
-_CHAINED = 4  # programs started one after the other, so that starting them is hidden behind running them
-_REPEATS = 5  # of which the fastest counts: it is a peak
+_CHAINED = 4  # runs that are enqueued together, to hide the dispatch time
+_REPEATS = 5  # of which the fastest counts, since it is a peak
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most one device did."""
+    """The measured peaks of one device."""
 
     flops_per_second: float  # of a large square matrix product
-    bytes_per_second: float  # of a + s * b on large vectors, in place: two read, one written
+    bytes_per_second: float  # of a + s * b on large vectors: two reads, one write
 
 
 def describe_device(dtype: str, num_devices: int = 1) -> dict[str, Any]:
-    """Returns which device is measured, how many of them, with what and when."""
+    """Returns the device's name, the number of devices, the version of jax, the dtype and the date."""
     device = jax.devices()[0]
     cores = f" ({os.cpu_count()} cores)" if device.platform == "cpu" else ""
     return {
@@ -37,26 +37,25 @@ def describe_device(dtype: str, num_devices: int = 1) -> dict[str, Any]:
 
 
 def measure_peak(dtype: str, *, matrix_size: int | None = None, vector_bytes: int | None = None) -> Peak:
-    """Measures what the default device can do at most.
+    """Measures the peaks of the default device.
 
     Args:
       dtype: of the matrix product.
-      matrix_size: rows and columns; by default as many as keep the device busy, yet take less than a second.
-      vector_bytes: of each of the two vectors; by default far more than any cache holds.
+      matrix_size: rows and columns; the default keeps the device busy for less than a second.
+      vector_bytes: size of each of the two vectors; the default is larger than any cache.
     """
     on_cpu = jax.default_backend() == "cpu"
     size = matrix_size or (2048 if on_cpu else 8192)
     length = (vector_bytes or 2 ** (28 if on_cpu else 30)) // 4
-    matrix = (
-        jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype)) * size**-0.5
-    )  # products keep its scale
+    # Scaled so that products have the same scale.
+    matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype)) * size**-0.5
     product = _fastest(lambda a, b: a @ b, matrix)
     triad = _fastest(lambda a, b: a + 0.5 * b, jnp.ones(length, jnp.float32))
     return Peak(2 * size**3 / product, 3 * 4 * length / triad)
 
 
 def _fastest(operation: Callable[[jax.Array, jax.Array], jax.Array], second: jax.Array) -> float:
-    """Seconds of `operation` on two arrays; the first is a copy of the second and makes place for each result."""
+    """Returns the seconds of `operation`. Its first argument is a copy of `second`, overwritten by each result."""
     program = jax.jit(operation, donate_argnums=0)
     first = jnp.copy(second)
 

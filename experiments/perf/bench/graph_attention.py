@@ -1,7 +1,7 @@
-"""`stgt bench graph-attention`: every implementation over ever longer clips, in time, memory and shares of the peak.
+"""Measures the time and memory of the implementations of graph attention for clips of several lengths.
 
-Dense attention grows with the square of the number of frames T, the others in proportion to it; the table shows it, and
-at which T what still fits. Letters: B clips, T frames, P patches a frame, N = T * P nodes, D width, d = D / heads.
+Dense attention is quadratic in the number of frames T, the others are linear. Letters: B clips, T frames, P patches a
+frame, N = T * P nodes, D width, d = D / heads.
 """
 
 import dataclasses
@@ -27,23 +27,22 @@ from stgt_jax.ops.graph_attention.select import KERNELS
 from stgt_jax.ops.platform import target_platform
 
 SIM_THRESHOLD = 0.1
-# Normal numbers with the mean m have cosine similarities of m^2 / (1 + m^2) on average: about half pass the threshold.
+# Random normal nodes with mean m have a mean cosine similarity of m^2 / (1 + m^2): about half exceed the threshold.
 NODE_MEAN = math.sqrt(SIM_THRESHOLD / (1 - SIM_THRESHOLD))
 
 
 def bench_graph_attention(
     settings: GraphAttentionSettings, *, memory_limit: float | None = None, peak: Peak | None = None
 ) -> dict[str, Any]:
-    """Measures every implementation at every T, forward and with the backward pass.
+    """Measures every implementation at every T, the forward pass alone and with the backward pass.
 
     Args:
-      settings: what.
-      memory_limit: bytes a program may need; by default what is free on the device when its turn comes.
-      peak: by default measured first.
+      settings: sizes and repetitions.
+      memory_limit: bytes that a program may need; by default the free memory of the device.
+      peak: of the device; measured by default.
 
     Returns:
-      For JSON: "device", "settings", "peak", "rows" (of `Row`, with the ratios to dense "time_to_dense" and
-      "memory_to_dense") and "growth" (exponents in T, of `growth_exponent`).
+      Figures for JSON: "device", "settings", "peak", "rows" (`add_ratios`) and "growth".
     """
     on_cpu = target_platform() == "cpu"
     dtype = settings.dtype or ("float32" if on_cpu else "bfloat16")
@@ -67,7 +66,7 @@ def bench_graph_attention(
 
 @dataclass(frozen=True)
 class _Case:
-    """One function to measure: the operation or the block, of one implementation at one T."""
+    """The operation or the block to measure, with one implementation at one T."""
 
     settings: GraphAttentionSettings
     dtype: str
@@ -75,7 +74,7 @@ class _Case:
     frames: int
 
     def inputs(self, key: jax.Array) -> tuple[Any, Any]:
-        """(what is differentiated, what is not) for `apply`."""
+        """Returns the arguments of `apply`: (differentiated, constant)."""
         settings, dtype = self.settings, jnp.dtype(self.dtype)
         keys = jax.random.split(key, 4)
         if settings.block:
@@ -88,23 +87,16 @@ class _Case:
         return tuple(jax.random.normal(k, shape, dtype) for k in keys[1:]), nodes.astype(dtype)
 
     def apply(self, differentiable: Any, constant: Any) -> jax.Array:
-        """[B, N, heads, d], or [B, T, 1 + P, D] of the block."""
+        """Returns [B, N, heads, d], or for the block [B, T, 1 + P, D]."""
         if self.settings.block:
             params, tokens = differentiable
             return self._block().apply(params, tokens, False)[0]  # type: ignore[return-value]
         query, key, value = differentiable
-        return graph_attention(
-            query,
-            key,
-            value,
-            constant,
-            num_frames=self.frames,
-            sim_threshold=SIM_THRESHOLD,
-            implementation=self.implementation,
-        )
+        return graph_attention(query, key, value, constant, num_frames=self.frames, sim_threshold=SIM_THRESHOLD,
+                               implementation=self.implementation)  # fmt: skip
 
     def flops(self, passes: str) -> int:
-        """The model's, whatever the implementation computes beside."""
+        """Returns the FLOPs of the model, which are the same for every implementation."""
         settings = self.settings
         count = graph_block_flops if settings.block else graph_attention_flops
         flops = count(batch=settings.batch, frames=self.frames, patches=settings.patches, width=settings.width)
@@ -112,20 +104,18 @@ class _Case:
 
     def _block(self) -> GraphBlock:
         config = GraphConfig(
-            num_heads=self.settings.num_heads,
-            sim_threshold=SIM_THRESHOLD,
-            implementation=self.implementation,
+            num_heads=self.settings.num_heads, sim_threshold=SIM_THRESHOLD, implementation=self.implementation
         )
         return GraphBlock(config, jnp.dtype(self.dtype))
 
 
 def _measure(case: _Case, passes: str, peak: Peak, memory_limit: float | None) -> Row:
-    """Compiles, and runs only what fits: a program that does not is known before any memory is taken."""
+    """Compiles a case, and runs it if its memory fits on the device."""
     row = Row(case.implementation, case.frames, passes)
     function = case.apply if passes == FORWARD else with_backward(case.apply)
     try:
         compiled = jax.jit(function).lower(*jax.eval_shape(case.inputs, jax.random.key(0))).compile()
-    except (ValueError, RuntimeError) as error:  # sizes a kernel can't take, or a device; memory the compiler misses
+    except (ValueError, RuntimeError) as error:  # sizes that a kernel refuses; too little memory for the compiler
         return dataclasses.replace(row, note=_reason(error))
     memory = needed_memory(compiled)
     row = dataclasses.replace(row, temporary_bytes=memory.temporaries)
@@ -136,9 +126,9 @@ def _measure(case: _Case, passes: str, peak: Peak, memory_limit: float | None) -
     jax.block_until_ready(inputs)
     try:
         timing = time_runs(lambda: compiled(*inputs), repeats=settings.repeats, seconds_limit=settings.seconds_limit)
-    except jax.errors.JaxRuntimeError as error:  # memory that is free, but in pieces
+    except jax.errors.JaxRuntimeError as error:  # fragmented memory
         return dataclasses.replace(row, note=_reason(error))
-    # Each argument read and each result written once: the least that any implementation must move.
+    # Every implementation must read each argument and write each result at least once.
     moved = memory.arguments + memory.outputs
     return dataclasses.replace(
         row,
@@ -151,11 +141,11 @@ def _measure(case: _Case, passes: str, peak: Peak, memory_limit: float | None) -
 
 
 def _reason(error: Exception) -> str:
-    """Why a program did not run, as a note in the table."""
+    """Returns why a program did not run, as a note for the table."""
     message = str(error).strip().partition("\n")[0]
     if "RESOURCE_EXHAUSTED" not in message:
         return f"does not run: {message[:200]}"
-    # The TPU compiler's words: "Used 31.2G of 15.5G hbm".
+    # The TPU compiler writes "Used 31.2G of 15.5G hbm".
     used = re.search(r"Used ([\d.]+)G of", message)
     return f"does not fit ({used[1]} GB)" if used else "does not fit"
 

@@ -1,4 +1,4 @@
-"""The figures of `stgt bench graph-attention`: rows, their ratios to dense attention, growth with T, and the tables."""
+"""The figures of `stgt bench graph-attention`: rows, ratios to dense attention, growth with T, and text tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ PASSES = (FORWARD, "forward + backward")
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation at one T; None is what was not measured, and `note` says why."""
+    """One implementation at one T. A figure that was not measured is None, and `note` tells the reason."""
 
     implementation: str
     frames: int
@@ -28,44 +28,31 @@ class Row:
 
 
 def add_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as dicts, each with its time and memory over those of dense attention at the same T and passes."""
+    """Returns the rows as dicts with their time and memory relative to dense attention at the same T and passes."""
     dense = {(row.frames, row.passes): row for row in rows if row.implementation == "dense"}
     results = []
     for row in rows:
         base = dense.get((row.frames, row.passes), Row("dense", row.frames, row.passes))
-        ratios = {
-            "time_to_dense": _ratio(row.seconds, base.seconds),
-            "memory_to_dense": _ratio(row.temporary_bytes, base.temporary_bytes),
-        }
-        results.append(asdict(row) | ratios)
+        time, memory = _ratio(row.seconds, base.seconds), _ratio(row.temporary_bytes, base.temporary_bytes)
+        results.append(asdict(row) | {"time_to_dense": time, "memory_to_dense": memory})
     return results
 
 
 def growth(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The growth exponents in T of each implementation's time and memory, over all T that have a figure."""
+    """Returns the growth exponents in T of each implementation's time and memory, over all T with a figure."""
     kinds = dict.fromkeys((row.implementation, row.passes) for row in rows)
     results = []
     for implementation, passes in kinds:
         own = [row for row in rows if (row.implementation, row.passes) == (implementation, passes)]
         times = [(row.frames, row.seconds) for row in own if row.seconds]
         memories = [(row.frames, float(row.temporary_bytes)) for row in own if row.temporary_bytes]
-        results.append(
-            {
-                "implementation": implementation,
-                "passes": passes,
-                "time_exponent": growth_exponent(times),
-                "memory_exponent": growth_exponent(memories),
-            }
-        )
+        exponents = {"time_exponent": growth_exponent(times), "memory_exponent": growth_exponent(memories)}
+        results.append({"implementation": implementation, "passes": passes, **exponents})
     return results
 
 
 def growth_exponent(figures: Sequence[tuple[int, float]]) -> float | None:
-    """The slope k of log y over log x by least squares, for y ~ x^k; None for fewer than two different x.
-
-    Args:
-      figures: (x, y), all positive.
-    """
+    """Fits y ~ x^k to positive (x, y) by least squares of the logarithms; returns k, None for fewer than two x."""
     if len({x for x, _ in figures}) < 2:
         return None
     x, y = np.log(np.asarray(figures, np.float64)).T
@@ -73,7 +60,7 @@ def growth_exponent(figures: Sequence[tuple[int, float]]) -> float | None:
 
 
 def format_figures(figures: Mapping[str, Any]) -> str:
-    """The text of what `bench_graph_attention` returned."""
+    """Returns the text for the figures of `bench_graph_attention`."""
     lines = [device_line(figures["device"]), peak_line(**figures["peak"])]
     for passes in PASSES:
         rows = [row for row in figures["rows"] if row["passes"] == passes]

@@ -1,4 +1,4 @@
-"""How much memory a compiled program needs, and how much is free for it."""
+"""The memory that a compiled program needs, and the free memory of a device."""
 
 import math
 import os
@@ -11,22 +11,22 @@ import jax
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one compiled program, a device."""
+    """Bytes that a compiled program needs on each device."""
 
     arguments: int
-    outputs: int  # those that do not take the place of an argument
+    outputs: int  # without those that overwrite a donated argument
     temporaries: int
 
     @property
     def total(self) -> int:
-        """What must be free for the program to run."""
+        """Bytes that must be free for the program to run."""
         return self.arguments + self.outputs + self.temporaries
 
 
 def needed_memory(compiled: jax.stages.Compiled) -> Memory:
-    """Returns what the compiler planned for a program."""
+    """Returns the compiler's memory plan for a program."""
     stats = compiled.memory_analysis()
-    assert stats is not None, "this platform's compiler does not tell its plans"
+    assert stats is not None, "this platform's compiler has no memory analysis"
     return Memory(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -35,7 +35,7 @@ def needed_memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def free_memory(device: jax.Device) -> float:
-    """Returns the bytes that are free on a device; infinity where it does not tell."""
+    """Returns the bytes that are free on a device, infinity if the device does not report them."""
     if device.platform == "cpu":
         return _free_host_memory()
     stats = device.memory_stats() or {}
@@ -43,7 +43,7 @@ def free_memory(device: jax.Device) -> float:
 
 
 def _free_host_memory() -> float:
-    """Linux tells what programs can still get; other systems only what is built in."""
+    """Returns the available memory on Linux, and the total memory on other systems."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists() and (found := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)):
         return int(found[1]) * 1024

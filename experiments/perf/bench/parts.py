@@ -1,6 +1,6 @@
-"""The train step cut into its parts, as functions between named arrays, each of which can run and be timed alone.
+"""The parts of the train step as functions of named arrays, so that each can be timed alone.
 
-The parts call the model's own methods and `stgt_losses`; nothing of the model is written a second time here.
+The parts call the model's own methods and `stgt_losses`.
 """
 
 import re
@@ -16,24 +16,24 @@ from stgt_jax.config import LossConfig
 from stgt_jax.models.stgt import STGT, normalize_frames
 from stgt_jax.train.objective import matching_triples, stgt_losses
 
-Arrays = dict[str, Any]  # by name: those of a batch, and what parts give
+Arrays = dict[str, Any]  # arrays of the batch and outputs of parts, by name
 
 
 @dataclass(frozen=True)
 class Part:
     """One part of the forward pass.
 
-    `run(model, loss, params, arrays, key)` takes the arrays named in `reads` and returns those named in `gives`.
+    `run(model, loss, params, arrays, key)` reads the arrays named in `reads` and returns those named in `outputs`.
     """
 
     name: str
     reads: tuple[str, ...]
-    gives: tuple[str, ...]
-    parameters: str  # a regular expression that the names of those it uses match, as "vision/cls_token"
+    outputs: tuple[str, ...]
+    parameters: str  # regular expression for the names of the parameters that it uses, such as "vision/cls_token"
     run: Callable[[STGT, LossConfig, Any, Arrays, jax.Array], dict[str, Any]]
 
     def uses(self, path: tuple[str, ...]) -> bool:
-        """Whether the part uses the parameter of that path."""
+        """Returns whether the part uses the parameter with this path."""
         return re.match(self.parameters, "/".join(path)) is not None
 
 
@@ -68,7 +68,7 @@ def _encode_text(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key
 
 
 def _match(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key: jax.Array) -> dict[str, Any]:
-    """Of 3B pairs, as in training: each clip and each text has a partner it does not belong to."""
+    """Matches 3B pairs as in training: each clip and each text is also in a pair that does not match."""
     graph_tokens, ids, mask = (arrays[name] for name in ("graph_tokens", "input_ids", "attention_mask"))
     other = jnp.roll(jnp.arange(len(ids)), 1)
     pairs = matching_triples(graph_tokens, ids, mask, other, other)
@@ -81,7 +81,7 @@ def _decode(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key: jax
 
 
 def _losses(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key: jax.Array) -> dict[str, Any]:
-    # `stgt_losses` also passes these on from part to part, and looks at none of them.
+    # `stgt_losses` only hands these on from one method of the model to the next.
     passed_on = {"video": None, "query_cache": None, "graph_tokens": arrays["input_ids"]}
     outputs = cast(STGT, _Outputs(model, arrays | passed_on))
     batch = cast(Batch, arrays | passed_on)
@@ -89,7 +89,7 @@ def _losses(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key: jax
 
 
 class _Outputs:
-    """Stands in the model's place in `stgt_losses`: its methods give what other parts have computed."""
+    """Replaces the model in `stgt_losses`: its methods return what the other parts have computed."""
 
     def __init__(self, model: STGT, arrays: Arrays) -> None:
         self.config = model.config

@@ -1,7 +1,7 @@
-"""`stgt bench step`: one train step of a recipe, whole and in its parts, against the measured peak of the device.
+"""Times a train step of a recipe, whole and by part, on random clips.
 
-The batch is made up; shapes are the recipe's. Each part is compiled and timed by itself, so the parts' times need not
-add up to the step's: alone, a part can't share memory or overlap with others.
+Each part is compiled and timed alone. In the whole step parts overlap and share memory, so the times of the parts need
+not add up to that of the step.
 """
 
 import sys
@@ -31,7 +31,7 @@ from stgt_jax.train.optimizer import make_optimizer
 from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params, mesh_for
 from stgt_jax.train.step import make_train_step
 
-TEXT_LENGTH = 32  # tokens a caption, those of `stgt data build`
+TEXT_LENGTH = 32  # tokens of a caption, the default of `stgt data build`
 Figures = dict[str, Any]
 FORWARD, BACKWARD = "forward", "forward + backward"
 
@@ -40,17 +40,18 @@ def bench_step(recipe: Recipe, *, repeats: int, text_length: int | None, peak: P
     """Measures the train step of a recipe and its parts.
 
     Args:
-      recipe: its model and training; its data plays no part.
-      repeats: runs whose median is taken.
-      text_length: S; None for that of `stgt data build`, or what the model reads if that is less.
-      peak: of one device; by default measured first.
+      recipe: its model and its training are used.
+      repeats: runs, of which the median counts.
+      text_length: tokens of a caption; None for the default (`text_length_of`).
+      peak: of one device; measured by default.
 
     Returns:
-      For JSON: "device", "peak", "rows" of the parts and "step", the whole. Times are seconds of a step (all its
-      accumulation steps together), FLOP/s those of all devices, shares those of all devices' peak.
+      Figures for JSON: "device", "peak", "rows" of the parts and "step", the whole. Times are seconds of a step with
+      all its accumulation steps. FLOP/s are those of all devices together, and shares are relative to their peak.
 
     Raises:
-      STGTError: a number out of range, a batch the devices can't share, or a step that needs more memory than is free.
+      STGTError: a number is out of range, the batch does not divide by the devices, or the step needs more memory than
+        is free.
     """
     text_length = text_length_of(recipe, text_length)
     if repeats < 1:
@@ -74,9 +75,10 @@ def bench_step(recipe: Recipe, *, repeats: int, text_length: int | None, peak: P
 
 
 def text_length_of(recipe: Recipe, text_length: int | None) -> int:
-    """Tokens a caption: those asked for, by default those of `stgt data build`, or what the model reads if fewer.
+    """Returns the tokens of a caption: `text_length`, or if it is None 32, or the model's maximum if that is less.
 
-    Raises STGTError for a length the model cannot read.
+    Raises:
+      STGTError: the model cannot read that length.
     """
     longest = recipe.model.qformer.max_text_length
     text_length = min(TEXT_LENGTH, longest) if text_length is None else text_length
@@ -86,7 +88,7 @@ def text_length_of(recipe: Recipe, text_length: int | None) -> int:
 
 
 def _batch(recipe: Recipe, mesh: Mesh, size: int, text_length: int) -> Batch:
-    """A batch as the loader would give it: noise for videos, captions of full length."""
+    """Returns a random batch with the shapes of the loader's; captions have the full length."""
     rng, pixels = np.random.default_rng(0), recipe.model.vision.image_size
     shape = (size, recipe.model.num_frames, pixels, pixels, 3)
     return shard_batch(
@@ -100,7 +102,7 @@ def _batch(recipe: Recipe, mesh: Mesh, size: int, text_length: int) -> Batch:
 
 
 def _time_whole(recipe: Recipe, model: STGT, mesh: Mesh, text_length: int, repeats: int) -> tuple[Figures, TrainState]:
-    """The row of the whole step, and the state it led to."""
+    """Returns the row of the whole step, and the state after it."""
     _say("the whole step")
     train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
     batch = _batch(recipe, mesh, recipe.train.batch_size, text_length)
@@ -130,10 +132,10 @@ def _check_fits(memory: Memory) -> None:
 def _time_parts(
     recipe: Recipe, model: STGT, mesh: Mesh, state: TrainState, text_length: int, repeats: int
 ) -> list[Figures]:
-    """A row for each part, on what the parts before it gave; a microbatch at a time, and all of them counted."""
+    """Returns a row for each part. A part runs on a microbatch, with the outputs of earlier parts as inputs."""
     steps = recipe.train.accumulation_steps
     arrays: dict[str, Any] = dict(_batch(recipe, mesh, recipe.train.batch_size // steps, text_length))
-    with_gradient: set[str] = set()  # names of the arrays that trained parameters have a share in
+    with_gradient: set[str] = set()  # names of the arrays that depend on trained parameters
     rows = []
     for part in PARTS:
         _say(part.name)
@@ -146,7 +148,7 @@ def _time_parts(
         passes = BACKWARD if jax.tree.leaves(differentiable) else FORWARD
         outputs, seconds = _time_part(_function(part, recipe, model), passes, differentiable, constant, repeats)
         arrays |= outputs
-        with_gradient |= set(part.gives) if passes == BACKWARD else set()
+        with_gradient |= set(part.outputs) if passes == BACKWARD else set()
         rows.append({"part": part.name, "passes": passes, "seconds": seconds * steps})
     return rows
 
@@ -154,7 +156,7 @@ def _time_parts(
 def _time_part(
     function: Callable[[Any, Any], Any], passes: str, differentiable: Any, constant: Any, repeats: int
 ) -> tuple[dict[str, Any], float]:
-    """(what the part gives, seconds of a run)."""
+    """Returns (outputs, seconds of a run)."""
     program = jax.jit(with_backward(function) if passes == BACKWARD else function)
     compiled = program.lower(differentiable, constant).compile()
     seconds = time_runs(lambda: compiled(differentiable, constant), repeats=repeats).seconds
@@ -163,7 +165,7 @@ def _time_part(
 
 
 def _function(part: Part, recipe: Recipe, model: STGT) -> Callable[[Any, Any], dict[str, Any]]:
-    """A part as a function of ((parameters, inputs) with a gradient, those without)."""
+    """Returns the part as a function of (parameters, inputs) that are differentiated and of those that are not."""
 
     def function(differentiable: Any, constant: Any) -> dict[str, Any]:
         params = merge_params(differentiable[0], constant[0])
@@ -174,12 +176,12 @@ def _function(part: Part, recipe: Recipe, model: STGT) -> Callable[[Any, Any], d
 
 
 def _params(params: Any, part: Part, *, used: bool) -> Any:
-    """The parameters that a part uses, or all the others, as a tree of their own."""
+    """Returns the tree of the parameters that a part uses, or of all others."""
     return unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if part.uses(path) == used})
 
 
 def _time_optimizer(recipe: Recipe, state: TrainState, repeats: int) -> float:
-    """Seconds of an update, in place as the train step does it; consumes the state."""
+    """Returns the seconds of an update. It is in place, as in the train step, and consumes the state."""
     _say("optimizer")
     optimizer = make_optimizer(recipe.train.optimizer, recipe.train.num_steps)
 
@@ -200,14 +202,9 @@ def _time_optimizer(recipe: Recipe, state: TrainState, repeats: int) -> float:
 
 
 def step_flops(recipe: Recipe, text_length: int) -> dict[str, int]:
-    """Model FLOPs by part, of the whole step."""
-    steps = recipe.train.accumulation_steps
-    flops = model_flops(
-        recipe.model,
-        batch=recipe.train.batch_size // steps,
-        frames=recipe.model.num_frames,
-        text_length=text_length,
-    )
+    """Returns the FLOPs of the model in a step, by part."""
+    steps, frames = recipe.train.accumulation_steps, recipe.model.num_frames
+    flops = model_flops(recipe.model, batch=recipe.train.batch_size // steps, frames=frames, text_length=text_length)
     return {part: count.total * steps for part, count in flops.items()}
 
 
@@ -222,7 +219,7 @@ def _with_shares(row: Figures, step_seconds: float, flops: int | None, peak_flop
 
 
 def format_figures(figures: Figures) -> str:
-    """The text of what `bench_step` returned."""
+    """Returns the text for the figures of `bench_step`."""
     step = figures["step"]
     table = [
         {
@@ -236,16 +233,10 @@ def format_figures(figures: Figures) -> str:
         }
         for row in [*figures["rows"], step]
     ]
-    return "\n".join(
-        [
-            device_line(figures["device"]),
-            peak_line(**figures["peak"]),
-            "",
-            format_table(table, left=("part", "passes")),
-            "",
-            f"{step['videos_per_second']:,.1f} videos/s;"
-            f" temporaries: {step['temporary_bytes'] / 1e6:,.1f} MB on each device",
-        ]
+    return (
+        f"{device_line(figures['device'])}\n{peak_line(**figures['peak'])}\n\n"
+        f"{format_table(table, left=('part', 'passes'))}\n\n{step['videos_per_second']:,.1f} videos/s;"
+        f" temporaries: {step['temporary_bytes'] / 1e6:,.1f} MB on each device"
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures as plain text: aligned columns, and units a reader can compare."""
+"""Text tables of measured figures."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,11 +6,11 @@ MISSING = "-"
 
 
 def format_table(rows: Sequence[Mapping[str, str]], *, left: Sequence[str] = ()) -> str:
-    """Aligns rows under their keys, which all share.
+    """Returns the rows as a table whose head is their common keys.
 
     Args:
-      rows: a text for each column.
-      left: columns aligned on the left, as words are; numbers stand on the right.
+      rows: column -> text.
+      left: columns that are aligned left; the others are aligned right.
     """
     columns = list(rows[0])
     cells = [columns, *([row[column] for column in columns] for row in rows)]
@@ -26,17 +26,22 @@ def format_table(rows: Sequence[Mapping[str, str]], *, left: Sequence[str] = ())
 
 
 def number(value: float | None, spec: str = ".3g", *, scale: float = 1.0) -> str:
-    """`value * scale` in a format of Python's; a dash where there is none."""
+    """Formats `value * scale`; None becomes a dash."""
     return MISSING if value is None else format(value * scale, spec)
 
 
+def shorten(text: str, length: int) -> str:
+    """Returns the text, or its last characters after "..." if it is longer than `length`."""
+    return text if len(text) <= length else f"...{text[3 - length :]}"
+
+
 def device_line(device: Mapping[str, object]) -> str:
-    """`describe_device` on one line."""
+    """Returns the result of `describe_device` as a line."""
     return "{device} x {num_devices}, jax {jax}, {dtype}, {date}".format(**device)
 
 
 def peak_line(flops_per_second: float, bytes_per_second: float) -> str:
-    """The measured peaks on one line."""
+    """Returns the measured peaks as a line."""
     return (
         f"peak measured in this run: {flops_per_second / 1e9:,.0f} GFLOP/s (square matrix product),"
         f" {bytes_per_second / 1e9:,.1f} GB/s (a + s * b)"

@@ -1,4 +1,4 @@
-"""How a time is measured: programs compiled ahead, a run to warm up, then the median of several."""
+"""Timing of compiled programs: one run to warm up, then the median of several runs."""
 
 import math
 import statistics
@@ -12,19 +12,19 @@ import jax
 
 @dataclass(frozen=True)
 class Timing:
-    """What runs of one program took."""
+    """The measured time of a program."""
 
     seconds: float  # the median
-    repeats: int  # runs measured; fewer than asked for where one takes too long
+    repeats: int  # runs that were measured; 1 if a run takes too long
 
 
 def time_runs(run: Callable[[], Any], *, repeats: int, seconds_limit: float = math.inf) -> Timing:
-    """Times `run`, which returns the arrays it waits for.
+    """Times `run`, which must return the arrays to wait for.
 
     Args:
       run: called once to warm up, then `repeats` times.
       repeats: at least 1.
-      seconds_limit: a warm-up that takes longer is itself the measurement, and the only one.
+      seconds_limit: if the warm-up takes longer, its time is the result.
     """
     warm_up = seconds_of(run)
     if warm_up > seconds_limit:
@@ -33,9 +33,9 @@ def time_runs(run: Callable[[], Any], *, repeats: int, seconds_limit: float = ma
 
 
 def with_backward(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Makes (differentiable, constant) -> output into the function of the same arguments -> (output, gradients).
+    """Turns (differentiable, constant) -> output into a function that returns (output, gradients).
 
-    The output serves as its own cotangent, which costs nothing and, unlike ones, lets the compiler simplify nothing.
+    The cotangent is the output itself: it costs nothing, and unlike ones it allows the compiler no simplification.
     """
 
     def forward_and_backward(differentiable: Any, constant: Any) -> tuple[Any, Any]:
@@ -46,7 +46,7 @@ def with_backward(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tupl
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """Times a single run, from its start to the last of the arrays it returns."""
+    """Returns the seconds from the start of a run until all the arrays that it returns are ready."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start

@@ -1,1 +1,1 @@
-"""`stgt compile`: a recipe's train step, compiled for a TPU slice that need not be there, and what it would take."""
+"""`stgt compile`: compiles a train step for a TPU slice, without a TPU, and predicts its cost."""

@@ -1,9 +1,8 @@
-"""What the TPU chips can do, as published: nothing here is measured.
+"""Published specifications of TPU chips.
 
-Capacities, peaks and bandwidths are those of Google's pages https://docs.cloud.google.com/tpu/docs/v4, and of v5e, v5p,
-v6e and tpu7x in the same place (read 2026-11); the bandwidths of tpu7x are those of its announcement (Ironwood, 2025),
-the links of v4 those of "TPU v4: An Optically Reconfigurable Supercomputer" (ISCA 2023), six of 50 GB/s. Links count
-one way here, as a chip sends; the pages count both.
+The figures are from Google's pages https://docs.cloud.google.com/tpu/docs/v4 and likewise v5e, v5p, v6e and tpu7x (read
+2026-11). The bandwidths of tpu7x are from its announcement (Ironwood, 2025); the links of v4, six of 50 GB/s, are from
+"TPU v4: An Optically Reconfigurable Supercomputer" (ISCA 2023). Link bandwidths here are one way; the pages add both.
 """
 
 import math
@@ -16,7 +15,7 @@ from stgt_jax.errors import STGTError
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip, all its cores together."""
+    """A chip with all its cores."""
 
     hbm_bytes: float
     hbm_bytes_per_second: float
@@ -24,7 +23,7 @@ class Chip:
     ici_bytes_per_second: float  # over all links, one way
 
 
-# Chips along each side of the largest slice there can be. The compiler ends the process where a slice is larger.
+# Chips along each side of the largest possible slice. The compiler aborts the process if a slice is larger.
 LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 16, 24), "v6e": (16, 16), "tpu7x": (16, 16, 36)}
 
 GIB = 2**30
@@ -38,7 +37,7 @@ CHIPS = {
 
 
 def parse_topology(name: str) -> tuple[str, int]:
-    """`v5e:16x16` -> (a name of CHIPS, the number of chips); raises STGTError for any other form."""
+    """Parses `v5e:16x16` to (a name of CHIPS, number of chips); raises STGTError if there is no such slice."""
     generation, _, sides = name.partition(":")
     if generation not in CHIPS:
         raise STGTError(f"--topology={name}: unknown TPU '{generation}'{did_you_mean(generation, CHIPS)}")

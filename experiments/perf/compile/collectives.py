@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: bytes that each device sends, by kind and by link."""
+"""Finds the collectives of a compiled program and the bytes that each device sends for them."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import numpy as np
 from experiments.perf.compile.hlo import Computation, Instruction, Module
 
 ICI, DCN = "ICI", "DCN"
-# Bytes sent by each of n devices for an operand of one byte, passed round in a ring: the least there can be.
+# Bytes that each of n devices sends for an operand of one byte in a ring algorithm, which sends the least possible.
 _SENT = {
     "all-gather": lambda n: n - 1,
     "all-reduce": lambda n: 2 * (n - 1) / n,
@@ -19,32 +19,27 @@ _SENT = {
     "collective-permute": lambda n: 1,
 }
 KINDS = tuple(_SENT)
-# What TPUs send to other slices through their hosts, each slice's share of a collective over all of them.
+# Marks a transfer between TPU slices over the hosts: the part of a collective that crosses slices.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _TRANSFERS = {kind.replace("-", "_").upper(): kind for kind in KINDS} | {"ONE_TO_ONE": "collective-permute"}
-_SCATTERED = "all-reduce-scatter"  # how TPUs name a fusion of an all-reduce of which each device keeps its part
+_SCATTERED = "all-reduce-scatter"  # the TPU compiler's name for a reduce-scatter
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of the program's text, over all the times it runs."""
+    """A collective instruction, summed over all the times that it runs in a step."""
 
     kind: str
-    link: str  # DCN where a group spans slices, else ICI
+    link: str  # DCN if a group spans slices, else ICI
     group_size: int
-    shape: str  # of what one device gives
-    source: str  # the operation of the traced program
-    times: int  # a step
-    sent_bytes: float  # by each device, a step
+    shape: str  # of one device's operand
+    source: str  # the JAX operation
+    times: int  # runs in a step
+    sent_bytes: float  # by each device in a step
 
 
 def find_collectives(module: Module, slices: Sequence[int]) -> list[Collective]:
-    """Finds all collectives, the largest first.
-
-    Args:
-      module: a program.
-      slices: for each device in the order of the mesh, the slice it belongs to.
-    """
+    """Finds all collectives, the largest first; `slices` holds the slice of each device in the order of the mesh."""
     found = {}
     for computation, instruction, times in module.runs():
         one = None
@@ -58,7 +53,10 @@ def find_collectives(module: Module, slices: Sequence[int]) -> list[Collective]:
 
 
 def _identity(computation: Computation, instruction: Instruction) -> str:
-    """The same for all lines of one collective: TPUs write it anew in each fusion that works while it is under way."""
+    """Returns a key that tells collectives apart.
+
+    The TPU compiler repeats an asynchronous collective in each fusion that overlaps with it; their channel is the same.
+    """
     channel = re.search(r"\bchannel_id=\d+", instruction.attributes)
     under_way = "async_collective_fusion_config" in instruction.attributes
     return channel[0] if channel and under_way else f"{computation.name}/{instruction.name}"
@@ -83,10 +81,10 @@ def _counted(
 
 
 def device_groups(attributes: str, num_devices: int) -> list[list[int]]:
-    """The devices that exchange with each other, of `replica_groups=` or `source_target_pairs=` in any of their forms.
+    """Parses the groups of devices in `replica_groups=` or `source_target_pairs=`.
 
-    `{{0,1},{2,3}}` lists them; `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)` counts the devices, transposes and cuts them;
-    `mesh['a'=2,'b'=2] {'b'}` cuts a mesh of them along its axes; all else, as `{}`, is one group of all.
+    The forms are a list, `{{0,1},{2,3}}`; an iota of the devices that is transposed and reshaped, `[2,2]<=[4]` or
+    `[2,2]<=[2,2]T(1,0)`; axes of a mesh, `mesh['a'=2,'b'=2] {'b'}`. Anything else, such as `{}`, is one group of all.
     """
     if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes):
         return [[int(device) for device in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])]

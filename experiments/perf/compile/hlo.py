@@ -1,7 +1,7 @@
-"""The text of an optimised XLA program (HLO) as computations of instructions, and how often each of them runs.
+"""Parses the text of an optimised XLA program (HLO) and tells how often each instruction runs.
 
-XLA's own `cost_analysis` counts the body of a loop once, however often it runs; the text says how often. Arrays are
-those of one device: the text is that of the program after it was parted over the devices.
+XLA's `cost_analysis` counts the body of a loop once; the text also gives the trip count. The program is already
+partitioned (SPMD), so its shapes are those of one device.
 """
 
 import math
@@ -14,24 +14,24 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-# Words before the name of a computation that an instruction runs. Those of reductions and sorts (`to_apply`,
-# `comparator`) run once for each element and multiply no matrices: only a call's `to_apply` counts.
+# Attributes that name a computation which the instruction runs. The scalar functions of reductions and sorts
+# (`to_apply`, `comparator`) contain no matrix products and are ignored; only the `to_apply` of a call counts.
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
-# Also those of a custom call: so tpu7x hands collectives over to its sparse cores.
+# Custom calls have such a list too: on tpu7x they run collectives on the sparse cores.
 _SEVERAL_CALLED = re.compile(r"\b(?:branch|called)_computations=\{([^}]*)\}")
 
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a shape."""
+    """An array, or one element of a tuple."""
 
     dtype: str
     dims: tuple[int, ...]
-    in_hbm: bool = True  # False: in a memory on the core
+    in_hbm: bool = True  # False: in on-chip memory
 
     @property
     def bytes(self) -> int:
-        """Without padding."""
+        """Size without padding."""
         bits = 8 if self.dtype == "pred" else int((re.search(r"\d+", self.dtype) or "0")[0])
         return math.prod(self.dims) * bits // 8
 
@@ -41,18 +41,18 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line."""
+    """One line of the program's text."""
 
     name: str
     opcode: str
     shape: str  # as text
     operands: tuple[str, ...]  # names
-    attributes: str  # what follows the operands; of a parameter and a constant, what stands for them too
+    attributes: str  # the text after the operands; for parameters and constants, which have none, after the opcode
     is_root: bool = False
 
     @cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """What it gives: one array, or those of a tuple."""
+        """The result: one array, or the elements of a tuple."""
         return tuple(
             Array(dtype, tuple(map(int, re.findall(r"\d+", dims))), not re.search(r"S\([1-9]", layout))
             for dtype, dims, layout in _ARRAY.findall(self.shape)
@@ -60,25 +60,25 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of all it gives."""
+        """Size of the result."""
         return sum(array.bytes for array in self.arrays)
 
     @property
     def kind(self) -> str:
-        """The opcode, the same for the synchronous form and the one that is started and awaited."""
+        """The opcode; an asynchronous start counts as the operation that it starts."""
         return self.opcode.removesuffix("-start")
 
     @property
     def source(self) -> str:
-        """The operation of the traced program it comes from, or nothing."""
+        """The JAX operation that it comes from, or the empty string."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
     @property
     def called(self) -> list[str]:
-        """Names of the computations it runs."""
+        """Names of the computations that it runs."""
         if self.opcode in ("async-update", "async-done"):
-            return []  # the start of what they wait for has named it
+            return []  # counted at the matching async-start
         words = _CALLED.findall(self.attributes)
         names = [name for word, name in words if word != "to_apply" or self.opcode == "call"]
         for several in _SEVERAL_CALLED.findall(self.attributes):
@@ -88,23 +88,23 @@ class Instruction:
 
 @dataclass
 class Computation:
-    """A named list of instructions."""
+    """A named computation: its instructions by name, in order."""
 
     name: str
     instructions: dict[str, Instruction] = field(default_factory=dict)
 
     def operands(self, instruction: Instruction) -> list[Instruction]:
-        """The instructions that give its operands."""
+        """The instructions that compute the operands."""
         return [self.instructions[name] for name in instruction.operands if name in self.instructions]
 
     @cached_property
     def root(self) -> Instruction:
-        """The one whose result is the computation's."""
+        """The instruction whose result the computation returns."""
         return next(i for i in reversed(self.instructions.values()) if i.is_root)
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """By name, the instructions that read what it gives."""
+        """For each name, the instructions that use the result."""
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in instruction.operands:
@@ -114,14 +114,14 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
-    """A program; its computations stand after those they call, the entry last."""
+    """A program. Every computation comes after those it calls; the entry computation is the last."""
 
     computations: dict[str, Computation]
     num_partitions: int
 
     @cached_property
     def times(self) -> dict[str, int]:
-        """How often each computation runs, loops multiplied; of a conditional each branch counts as taken."""
+        """How often each computation runs, including all loops. Every branch of a conditional counts as taken."""
         times = dict.fromkeys(self.computations, 0)
         times[next(reversed(self.computations))] = 1
         for name in reversed(self.computations):
@@ -133,7 +133,7 @@ class Module:
 
     @cached_property
     def fused(self) -> set[str]:
-        """Names of the computations within fusions, whose intermediate results never reach memory."""
+        """Names of the computations inside fusions. Their intermediate results never reach HBM."""
         fused: set[str] = set()
         for name in reversed(self.computations):
             for instruction in self.computations[name].instructions.values():
@@ -143,7 +143,7 @@ class Module:
 
     @property
     def unknown_loops(self) -> int:
-        """Loops whose length the text does not tell; they count once."""
+        """Number of loops with an unknown trip count. Their bodies count once."""
         return sum(self._trips(instruction) is None for _, instruction, _ in self.runs())
 
     def body(self, fusion: Instruction) -> Computation:
@@ -151,9 +151,10 @@ class Module:
         return self.computations[fusion.called[0]]
 
     def _trips(self, instruction: Instruction) -> int | None:
-        """How often a loop runs, 1 for all that is no loop, None where nothing tells.
+        """The trip count of a loop, None if it is unknown; 1 for every other instruction.
 
-        CPUs' programs say it; those of TPUs end a loop that counts from 0, as all of JAX's do, with `i < length`.
+        Programs for CPUs state it. In those for TPUs it is the constant in the loop's condition `i < length`, as JAX's
+        loops count from 0.
         """
         if instruction.opcode != "while":
             return 1
@@ -167,7 +168,7 @@ class Module:
         return int(found[1]) if found and length.opcode == "constant" else None
 
     def runs(self) -> Iterator[tuple[Computation, Instruction, int]]:
-        """Every instruction that runs, with its computation and how often."""
+        """Yields every instruction that runs, with its computation and the number of times."""
         for name, computation in self.computations.items():
             if times := self.times[name]:
                 for instruction in computation.instructions.values():
@@ -175,7 +176,7 @@ class Module:
 
 
 def parse_hlo(text: str) -> Module:
-    """Reads `compiled.as_text()`."""
+    """Parses the text that `compiled.as_text()` returns."""
     computations: dict[str, Computation] = {}
     current: Computation | None = None
     for line in text.splitlines():
@@ -195,7 +196,7 @@ def _parse_instruction(line: str) -> Instruction | None:
     name, equals, rest = line.strip().partition(" = ")
     if not equals:
         return None
-    # A tuple's shape has spaces, and ends with its bracket; an array's has none.
+    # The shape of a tuple is in brackets and contains spaces; that of an array contains none.
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
     opcode, _, _ = rest.partition("(")
@@ -208,7 +209,7 @@ def _parse_instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
+    """Returns the index of the bracket that closes the one at `start`."""
     depth = 0
     for found in re.finditer(r"[()]", text[start:]):
         depth += 1 if found[0] == "(" else -1

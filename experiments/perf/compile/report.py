@@ -1,27 +1,33 @@
-"""The figures of `stgt compile` as tables."""
+"""The figures of `stgt compile` as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.perf.bench.table import format_table
+from experiments.perf.bench.table import format_table, number, shorten
 from experiments.perf.compile.chips import GIB
 from experiments.perf.compile.train_step import ADVICE
 
 Figures = Mapping[str, Any]
-_SOURCE_LENGTH = 100
+MEMORY = {
+    "arguments": "arguments: state and batch",
+    "outputs": "outputs",
+    "outputs_in_place": "of which in place of arguments",
+    "temporaries": "temporaries",
+    "program": "program",
+    "total": "total",
+    "limit": "a device has",
+}
 
 
 def format_figures(figures: Figures) -> str:
-    """The text of what `compile_recipe` returned."""
-    flops, roofline = figures["flops"], figures["roofline"]
+    """Returns the text for the figures of `compile_recipe`."""
     sections = [
         _header(figures),
         _memory(figures["memory"]) + _held_whole(figures["held_whole"]),
-        f"GFLOP a device and step: {flops['program'] / 1e9:,.1f} in the program, {flops['model'] / 1e9:,.1f} the"
-        f" model's own; ratio {flops['ratio']:.2f}{_unknown_loops(flops)}",
-        _collectives(figures),
-        _largest(figures["largest"]),
-        _roofline(roofline),
+        _flops(figures["flops"]),
+        _collectives(figures["collectives"]),
+        *_largest(figures["largest"]),
+        _roofline(figures["roofline"]),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -30,28 +36,17 @@ def _header(figures: Figures) -> str:
     topology, parameters = figures["topology"], figures["parameters"]
     cores = topology["num_devices"] // topology["num_chips"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
-    return "\n".join(
-        [
-            f"{topology['name']} x {topology['num_slices']}: {topology['num_chips']} chips"
-            + (f" of {cores} devices" if cores > 1 else "")
-            + f", jax {figures['jax']}; mesh: {mesh}; {figures['batch_size']} clips a step",
-            f"parameters: {parameters['trainable'] / 1e6:,.1f} M trainable, {parameters['frozen'] / 1e6:,.1f} M frozen;"
-            f" traced in {figures['lower_seconds']:.1f} s, compiled in {figures['compile_seconds']:.1f} s",
-        ]
+    return (
+        f"{topology['name']} x {topology['num_slices']}: {topology['num_chips']} chips"
+        + (f" of {cores} devices" if cores > 1 else "")
+        + f", jax {figures['jax']}; mesh: {mesh}; {figures['batch_size']} clips a step\n"
+        f"parameters: {_mega(parameters['trainable'])} M trainable, {_mega(parameters['frozen'])} M frozen;"
+        f" traced in {figures['lower_seconds']:.1f} s, compiled in {figures['compile_seconds']:.1f} s"
     )
 
 
 def _memory(memory: Figures) -> str:
-    names = {
-        "arguments": "arguments: state and batch",
-        "outputs": "outputs",
-        "outputs_in_place": "of which in place of arguments",
-        "temporaries": "temporaries",
-        "program": "program",
-        "total": "total",
-        "limit": "a device has",
-    }
-    rows = [{"memory": text, "GiB": f"{memory[name] / GIB:,.2f}"} for name, text in names.items()]
+    rows = [{"memory": text, "GiB": number(memory[name], ",.2f", scale=1 / GIB)} for name, text in MEMORY.items()]
     verdict = "fits" if memory["fits"] else f"does not fit: {ADVICE}"
     return f"{format_table(rows, left=('memory',))}\n{verdict}"
 
@@ -59,70 +54,62 @@ def _memory(memory: Figures) -> str:
 def _held_whole(arrays: Sequence[Figures]) -> str:
     if not arrays:
         return ""
-    total, largest = sum(one["bytes"] for one in arrays), arrays[0]
     return (
-        f"\nof the state every device holds {total / 1e6:,.1f} MB whole, small arrays: the largest is"
-        f" {largest['name']}, {largest['bytes'] / 1e6:,.2f} MB"
+        f"\nof the state every device holds {_mega(sum(one['bytes'] for one in arrays))} MB whole, small arrays: the"
+        f" largest is {arrays[0]['name']}, {arrays[0]['bytes'] / 1e6:,.2f} MB"
     )
 
 
-def _unknown_loops(flops: Figures) -> str:
-    count = flops["loops_of_unknown_length"]
-    return f" ({count} loops of unknown length counted once)" if count else ""
+def _flops(flops: Figures) -> str:
+    loops = flops["loops_of_unknown_length"]
+    return (
+        f"GFLOP a device and step: {flops['program'] / 1e9:,.1f} in the program, {flops['model'] / 1e9:,.1f} the"
+        f" model's own; ratio {flops['ratio']:.2f}" + (f" ({loops} loops of unknown length counted once)" * bool(loops))
+    )
 
 
-def _collectives(figures: Figures) -> str:
+def _collectives(totals: Sequence[Figures]) -> str:
     rows = [
         {
             "collective": one["kind"],
             "link": one["link"],
             "times": f"{one['times']:,}",
-            "MB sent by a device": f"{one['sent_bytes'] / 1e6:,.1f}",
+            "MB sent by a device": _mega(one["sent_bytes"]),
         }
-        for one in figures["collectives"]
+        for one in totals
     ]
     return format_table(rows, left=("collective", "link")) if rows else "nothing is sent between devices"
 
 
-def _largest(largest: Figures) -> str:
+def _largest(largest: Figures) -> list[str]:
     collectives = [
         {
             "largest collectives": one["kind"],
-            "MB": f"{one['sent_bytes'] / 1e6:,.1f}",
+            "MB": _mega(one["sent_bytes"]),
             "times": f"{one['times']:,}",
             "of": str(one["group_size"]),
-            "operand": _short(one["shape"], 40),
-            "from": _short(one["source"], _SOURCE_LENGTH),
+            "operand": shorten(one["shape"], 40),
+            "from": shorten(one["source"], 100),
         }
         for one in largest["collectives"]
     ]
     arrays = [
-        {
-            "largest arrays": one["shape"],
-            "MB": f"{one['bytes'] / 1e6:,.1f}",
-            "from": _short(one["source"], _SOURCE_LENGTH),
-        }
+        {"largest arrays": one["shape"], "MB": _mega(one["bytes"]), "from": shorten(one["source"], 100)}
         for one in largest["arrays"]
     ]
-    tables = [
-        format_table(collectives, left=("largest collectives", "operand", "from")) if collectives else "",
-        format_table(arrays, left=("largest arrays", "from")),
-    ]
-    return "\n\n".join(filter(None, tables))
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else f"...{text[3 - length :]}"
+    left = ("largest collectives", "largest arrays", "operand", "from")
+    return [format_table(rows, left=left) for rows in (collectives, arrays) if rows]
 
 
 def _roofline(roofline: Figures) -> str:
-    bounds = roofline["bounds_seconds"]
-    dcn = f"; {roofline['dcn_bytes'] / 1e6:,.1f} MB cross slices, not in this bound" if roofline["dcn_bytes"] else ""
-    return "\n".join(
-        [
-            "a step takes at least max(FLOPs / peak, memory bytes / bandwidth, ICI bytes / bandwidth) ="
-            f" max({bounds['flops'] * 1e3:,.1f}, {bounds['memory'] * 1e3:,.1f}, {bounds['ICI'] * 1e3:,.1f}) ms{dcn}",
-            f"at most {roofline['videos_per_second']:,.0f} videos/s,"
-            f" {100 * roofline['model_flops_share']:.1f} % of the peak for the model's own FLOPs",
-        ]
+    times = ", ".join(f"{roofline['bounds_seconds'][name] * 1e3:,.1f}" for name in ("flops", "memory", "ICI"))
+    dcn = f"; {_mega(roofline['dcn_bytes'])} MB cross slices, not in this bound" if roofline["dcn_bytes"] else ""
+    return (
+        "a step takes at least max(FLOPs / peak, memory bytes / bandwidth, ICI bytes / bandwidth) ="
+        f" max({times}) ms{dcn}\nat most {roofline['videos_per_second']:,.0f} videos/s,"
+        f" {100 * roofline['model_flops_share']:.1f} % of the peak for the model's own FLOPs"
     )
+
+
+def _mega(value: float) -> str:
+    return number(value, ",.1f", scale=1e-6)

@@ -1,4 +1,4 @@
-"""TPU slices as libtpu describes them, without any TPU."""
+"""Descriptions of TPU slices from libtpu, which needs no TPU for them."""
 
 import dataclasses
 import importlib.util
@@ -11,13 +11,13 @@ from jax.experimental import topologies
 from experiments.perf.compile.chips import CHIPS, Chip, parse_topology
 from stgt_jax.errors import STGTError
 
-# Or libtpu looks for a TPU of its own, and refuses to serve two processes.
+# Without these libtpu looks for a local TPU and cannot be loaded by two processes.
 _LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Slices of TPU chips."""
+    """One or more TPU slices of the same kind."""
 
     name: str
     num_slices: int
@@ -26,21 +26,21 @@ class Topology:
 
     @property
     def devices_per_chip(self) -> int:
-        """2 where each core is a device of its own (tpu7x), else 1."""
+        """2 on tpu7x, where JAX sees each core as a device; else 1."""
         return len(self.devices) // self.num_chips
 
     @property
     def device(self) -> Chip:
-        """What one device can do: a chip's share."""
+        """The specifications of one device."""
         chip = CHIPS[self.name.partition(":")[0]]
         return Chip(*(value / self.devices_per_chip for value in dataclasses.astuple(chip)))
 
 
 def find_topology(name: str, num_slices: int = 1) -> Topology:
-    """Looks a slice up in libtpu.
+    """Returns libtpu's description of the slices.
 
     Raises:
-      STGTError: libtpu is not installed or knows no such slice, or there is to be less than one.
+      STGTError: libtpu is not installed or knows no such slice, or num_slices is not positive.
     """
     generation, num_chips = parse_topology(name)
     if num_slices < 1:
@@ -51,7 +51,7 @@ def find_topology(name: str, num_slices: int = 1) -> Topology:
         os.environ.setdefault(variable, value)
     try:
         form: dict[str, int | str] = {"num_slices": num_slices} if num_slices > 1 else {}
-        if generation == "v4":  # as everywhere they are used: else libtpu describes each core as a device
+        if generation == "v4":  # both cores are one device, as on Cloud TPU; libtpu's default is one device a core
             form["chip_config_name"] = "megacore"
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **form).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:

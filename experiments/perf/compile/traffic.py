@@ -1,8 +1,8 @@
-"""Bytes that a compiled program moves between a device and its memory, counted from its text.
+"""Counts the bytes that a compiled program moves between a device and its HBM.
 
-Each operation reads its operands and writes its results once, and what happens within a fusion stays on the core: less
-no program can move, though one whose tiles come in again moves more. Of an operand that is only cut into, such as the
-stacked parameters of a loop over layers, the cut alone counts.
+Each operation reads its operands and writes its results once; values inside a fusion stay on the chip. This is a lower
+bound: a program that reads a tile more than once moves more. If an operation reads only a slice of an operand, such as
+one layer of the stacked parameters, only the slice counts.
 """
 
 import re
@@ -14,11 +14,11 @@ _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
     "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "async-start", "iota", "domain",
 }  # fmt: skip
-_CUTS = ("dynamic-slice", "slice", "gather")
+_SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def hbm_bytes(module: Module) -> int:
-    """Bytes read and written in one run, loops counted as often as they run."""
+    """Returns the bytes read and written in one run; the body of a loop counts in every iteration."""
     return sum(
         times * _instruction_bytes(module, computation, instruction)
         for computation, instruction, times in module.runs()
@@ -30,13 +30,13 @@ def _instruction_bytes(module: Module, computation: Computation, instruction: In
     if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
         return 0
     operands = computation.operands(instruction)
-    if instruction.opcode in _CUTS:
+    if instruction.opcode in _SLICES:
         return 2 * _in_hbm(instruction.arrays)
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _in_hbm(operands[1].arrays)
     if instruction.opcode == "fusion":
         return _fusion_bytes(module, module.body(instruction), instruction, operands)
-    if instruction.opcode.endswith("-start"):  # its result names the operands again, beside what it gives
+    if instruction.opcode.endswith("-start"):  # its result repeats the operands
         return 2 * sum(_in_hbm(operand.arrays) for operand in operands)
     return _in_hbm(instruction.arrays) + sum(_in_hbm(operand.arrays) for operand in operands)
 
@@ -48,14 +48,14 @@ def _in_hbm(arrays: tuple[Array, ...]) -> int:
 def _fusion_bytes(module: Module, body: Computation, instruction: Instruction, operands: list[Instruction]) -> int:
     parameters = [i for i in body.instructions.values() if i.opcode == "parameter"]
     by_index = {int(i.attributes[1 : i.attributes.index(")")]): i for i in parameters}
-    waits_for = _passed_through(instruction) if _has_collective(module, body) else {}
+    aliases = _aliases(instruction) if _has_collective(module, body) else {}
     read = sum(
         min(_in_hbm(operand.arrays), _read(module, body, by_index[index]))
         for index, operand in enumerate(operands)
-        if index in by_index and index not in waits_for.values()
+        if index in by_index and index not in aliases.values()
     )
-    if waits_for:
-        return read + _in_hbm(tuple(a for i, a in enumerate(instruction.arrays) if i not in waits_for))
+    if aliases:  # buffers of a collective that overlaps with the fusion, which only hands them on
+        return read + _in_hbm(tuple(a for i, a in enumerate(instruction.arrays) if i not in aliases))
     return read + min(_in_hbm(instruction.arrays), _written(module, body, body.root))
 
 
@@ -66,25 +66,22 @@ def _has_collective(module: Module, body: Computation) -> bool:
     )
 
 
-def _passed_through(instruction: Instruction) -> dict[int, int]:
-    """Of a fusion that works while a collective is under way: the results, by number, that are operands of it.
-
-    `output_to_operand_aliasing={{1}: (0, {}), {}: (2, {})}` -> `{1: 0, 0: 2}`.
-    """
+def _aliases(instruction: Instruction) -> dict[int, int]:
+    """Parses `output_to_operand_aliasing={{1}: (0, {}), {}: (2, {})}` to {output: operand}, `{1: 0, 0: 2}`."""
     found = re.search(r"output_to_operand_aliasing=\{((?:\{\d*\}: \(\d+, \{\}\)(?:, )?)*)\}", instruction.attributes)
     pairs = re.findall(r"\{(\d*)\}: \((\d+),", found[1]) if found else []
     return {int(result or 0): int(operand) for result, operand in pairs}
 
 
 def _read(module: Module, body: Computation, value: Instruction) -> int:
-    """What a fusion needs of a parameter, or of a view of one: all of it, or the parts that it cuts out."""
+    """Returns the bytes that a fusion reads of a parameter, or of a bitcast of one: all, or the slices it takes."""
     total = 0
     for user in body.users[value.name]:
         position = user.operands.index(value.name)
-        if user.opcode in _CUTS and position == 0:
+        if user.opcode in _SLICES and position == 0:
             total += user.bytes
         elif user.opcode == "dynamic-update-slice" and position == 0:
-            pass  # written in place
+            pass  # updated in place
         elif user.opcode == "bitcast":
             total += _read(module, body, user)
         elif user.opcode == "fusion":
@@ -97,7 +94,7 @@ def _read(module: Module, body: Computation, value: Instruction) -> int:
 
 
 def _written(module: Module, body: Computation, root: Instruction) -> int:
-    """What a fusion writes: its result, or where that takes an operand's place the part that changes."""
+    """Returns the bytes that a fusion writes: its result, or the updated slice if it updates an operand in place."""
     if root.opcode == "tuple":
         return sum(_written(module, body, value) for value in body.operands(root))
     if root.opcode == "dynamic-update-slice":

@@ -1,7 +1,7 @@
-"""`stgt compile`: the real train step of a recipe, compiled for a TPU slice, and what it would take there.
+"""Compiles the train step of a recipe for a TPU slice and analyses the program.
 
-Nothing runs and no weight is made: the state and the batch are shapes. Figures are those of one device, which is a chip
-(on tpu7x one of a chip's two cores).
+Nothing runs, and the state and the batch are only shapes. All figures are for one device: a chip, or on tpu7x one of
+its two cores.
 """
 
 import pathlib
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.perf.bench.step import step_flops, text_length_of
+from experiments.perf.bench.table import shorten
 from experiments.perf.compile.collectives import DCN, ICI, Collective, find_collectives
 from experiments.perf.compile.flops import program_flops
 from experiments.perf.compile.hlo import Module, parse_hlo
@@ -32,7 +33,7 @@ from stgt_jax.train.state import abstract_state, mesh_for
 from stgt_jax.train.step import make_train_step
 
 Figures = dict[str, Any]
-NUM_LARGEST = 8  # collectives and arrays named one by one
+NUM_LARGEST = 8  # collectives and arrays that are listed one by one
 ADVICE = "lower --train.batch_size, raise --mesh.fsdp or --train.accumulation_steps, or set --model.remat true"
 
 
@@ -44,27 +45,26 @@ def compile_recipe(
     text_length: int | None,
     hbm_limit: float | None = None,
 ) -> Figures:
-    """Compiles the train step of a recipe for slices of TPU chips.
+    """Compiles the train step of a recipe for TPU slices.
 
     Args:
-      recipe: its model and training; its data plays no part.
-      topology_name: of one slice, as "v5e:16x16".
-      num_slices: how many of them, with the data-centre network between.
-      text_length: S; None for that of `stgt data build`, or what the model reads if that is less.
-      hbm_limit: bytes of memory a device has; by default the chip's.
+      recipe: its model and its training are used.
+      topology_name: of one slice, such as "v5e:16x16".
+      num_slices: slices of that kind, connected by the data-centre network.
+      text_length: tokens of a caption; None for the default (`text_length_of`).
+      hbm_limit: bytes of memory of a device; by default the chip's.
 
     Returns:
-      For JSON: "topology", "mesh", "compile_seconds", "parameters", "held_whole" (arrays of the state), "memory",
-      "flops", "collectives", "largest" (of collectives and arrays) and "roofline".
+      Figures for JSON: "topology", "mesh", "compile_seconds", "parameters", "held_whole" (arrays of the state),
+      "memory", "flops", "collectives", "largest" (collectives and arrays) and "roofline".
 
     Raises:
-      STGTError: an unknown slice, a mesh or batch that does not fit it, or a step that needs more memory than the
-        compiler can find; the message has the figures.
+      STGTError: the slice is unknown, the mesh or the batch does not fit it, or the compiler runs out of memory.
     """
     text_length = text_length_of(recipe, text_length)
     topology = find_topology(topology_name, num_slices)
     model, any_mesh = STGT(recipe.model), make_mesh(MeshConfig(), topology.devices)
-    with jax.sharding.use_abstract_mesh(any_mesh.abstract_mesh):  # or the model is shaped with the host's kernels
+    with jax.sharding.use_abstract_mesh(any_mesh.abstract_mesh):  # else the host's kernels are chosen
         mesh = mesh_for(model, recipe.train, topology.devices, topology.device.hbm_bytes)
         train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
         state = abstract_state(model, recipe.train, mesh)
@@ -102,7 +102,7 @@ def compile_recipe(
 
 
 def abstract_batch(recipe: Recipe, mesh: Mesh, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch as `shard_batch` gives it, in shape alone."""
+    """Returns the shapes and the layout of a global batch, as `shard_batch` lays it out."""
     model, clips = recipe.model, recipe.train.batch_size
     size = model.vision.image_size
     shapes = {
@@ -115,7 +115,7 @@ def abstract_batch(recipe: Recipe, mesh: Mesh, text_length: int) -> dict[str, ja
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-    """The program, and its text."""
+    """Returns the program and its text."""
     with tempfile.TemporaryDirectory() as folder:
         dump: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
@@ -124,26 +124,21 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
             raise STGTError(refusal(str(error))) from error
         try:
             return compiled, compiled.as_text() or ""
-        except jax.errors.JaxRuntimeError:  # libtpu's programs for tpu7x have forms that jaxlib 0.10 cannot read
+        except jax.errors.JaxRuntimeError:  # jaxlib 0.10 cannot parse every program for tpu7x
             (file,) = pathlib.Path(folder).glob("*.after_optimizations.txt")
             return compiled, file.read_text()
 
 
 def refusal(message: str) -> str:
-    """The TPU compiler's reason not to compile a program, on one line."""
+    """Returns the TPU compiler's error message on one line."""
     forms = (r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", r"\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)")
     used = next(filter(None, (re.search(form, message) for form in forms)), None)
     if not used:
         return f"the TPU's compiler refuses the step: {message.splitlines()[0]}"
     largest = re.search(r"Size: ([\d.]+\w?)\n(?:\s+Operator: op_name=\"([^\"]*)\".*\n)?\s+Shape: (\S+)", message)
     hint = f"; its largest array is {largest[3].partition('{')[0]} of {largest[1]}" if largest else ""
-    source = f" ({_short(largest[2])})" if largest and largest[2] else ""
+    source = f" ({shorten(largest[2], 80)})" if largest and largest[2] else ""
     return f"does not fit: the step needs {used[1]} of the {used[2]} of memory of a device{hint}{source}; {ADVICE}"
-
-
-def _short(source: str, length: int = 80) -> str:
-    """The end of an operation's name, which says where in the model it is."""
-    return source if len(source) <= length else f"...{source[-length:]}"
 
 
 def _count(tree: Any) -> int:
@@ -151,7 +146,7 @@ def _count(tree: Any) -> int:
 
 
 def _held_whole(state: Any, compiled: jax.stages.Compiled, mesh: Mesh) -> list[Figures]:
-    """The arrays of the state that no axis splits, the largest first; on a mesh that is to split none, none."""
+    """Returns the arrays of the state that are replicated on a mesh with an fsdp or tensor axis, the largest first."""
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return []
     ((shardings, _), _) = compiled.input_shardings
@@ -167,7 +162,7 @@ def _held_whole(state: Any, compiled: jax.stages.Compiled, mesh: Mesh) -> list[F
 
 def _memory(compiled: jax.stages.Compiled, limit: float) -> Figures:
     stats = compiled.memory_analysis()
-    assert stats is not None, "this platform's compiler does not tell its plans"
+    assert stats is not None, "this platform's compiler has no memory analysis"
     total = (
         stats.argument_size_in_bytes
         + stats.output_size_in_bytes
@@ -188,7 +183,7 @@ def _memory(compiled: jax.stages.Compiled, limit: float) -> Figures:
 
 
 def _totals(collectives: Iterable[Collective]) -> list[Figures]:
-    """By kind and link."""
+    """Adds up the collectives of each kind and link."""
     totals: dict[tuple[str, str], Figures] = {}
     for one in collectives:
         empty = {"kind": one.kind, "link": one.link, "times": 0, "sent_bytes": 0.0}
@@ -199,7 +194,7 @@ def _totals(collectives: Iterable[Collective]) -> list[Figures]:
 
 
 def _largest_arrays(module: Module) -> list[Figures]:
-    """The largest results that go to memory, each shape and source once."""
+    """Returns the largest results in HBM, each shape and source once."""
     found = {
         (str(array), instruction.source): array.bytes
         for computation, instruction, _ in module.runs()
@@ -214,9 +209,9 @@ def _largest_arrays(module: Module) -> list[Figures]:
 def _roofline(
     recipe: Recipe, topology: Topology, flops: Figures, memory_bytes: int, collectives: Iterable[Collective]
 ) -> Figures:
-    """Returns the least time that each part of the device allows a step, and the longest of these times.
+    """Returns the lower bounds of the step time from FLOPs, HBM and ICI, and the largest of them.
 
-    The network between slices is not among the parts: no published figure for it holds for all chips.
+    The network between slices gives no bound: there is no published bandwidth for all chips.
     """
     device = topology.device
     sent = {link: sum(one.sent_bytes for one in collectives if one.link == link) for link in (ICI, DCN)}

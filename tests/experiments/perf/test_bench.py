@@ -171,7 +171,7 @@ def test_parts_use_the_parameters_they_say_and_together_all():
 
     arrays = run_parts(params, batch)
     for part in PARTS:
-        leaves = jax.tree.leaves([arrays[name] for name in part.gives])
+        leaves = jax.tree.leaves([arrays[name] for name in part.outputs])
         assert all(np.isfinite(leaf).all() for leaf in leaves), part.name
     trained, _ = split_params(params, config.model)
     assert all(any(part.uses(path) for part in PARTS) for path in flatten_dict(trained))
