@@ -1,1 +1,1 @@
-"""Array functions without parameters: the attention kernels the models are made of."""
+"""Array functions without parameters: attention, graph attention and their kernels, and indexing over devices."""

@@ -1,9 +1,8 @@
 """Indexing of an array whose rows are split over devices: x[rows], each row fetched from the device that holds it.
 
 By itself the compiler gathers the whole array on every device. Here the n devices form a grid, as square as possible.
-Each device first collects the rows held by its line of the grid. Then it sends to every device of its column those of
-them that the other one asked for. A device so holds about 2 sqrt(n) times its own rows instead of n times, and sends as
-many.
+First each device collects the rows of all devices in its line of the grid. Then the devices of a column ask each other
+for the rows that they need. So a device holds about 2 sqrt(n) times its own rows instead of n times, and sends as many.
 """
 
 import functools
