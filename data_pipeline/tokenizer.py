@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from tokenizers import BertWordPieceTokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -50,7 +51,7 @@ def load_tokenizer(vocab_path: str | Path) -> BertWordPieceTokenizer:
       DataError: no such file, or not a WordPiece vocabulary ([PAD] first, all special tokens, no token twice).
     """
     try:
-        tokens = Path(vocab_path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        tokens = epath.Path(vocab_path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"vocabulary '{vocab_path}' is not UTF-8 text") from error
     except OSError as error:

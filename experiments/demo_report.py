@@ -20,12 +20,11 @@ from experiments.evaluate import retrieval
 from experiments.pictures import Pictures, collect_pictures
 from experiments.report import ReportInputs, read_curve, write_report
 from experiments.steps import read_json
+from stgt_jax.api import load
 from stgt_jax.config import ModelConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, format_time_order
-from stgt_jax.run_folder import read_run
-from stgt_jax.train.checkpoint import load_params
 
 STAGES = ("stage1", "stage2")
 TEST_SPLIT = "test"
@@ -60,21 +59,20 @@ def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
 
 
 def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInputs:
-    config = read_run(workdir / STAGES[-1]).model
-    params = load_params(workdir / STAGES[-1], config)
+    model = load(workdir / STAGES[-1], batch_size=BATCH)
     data = DataConfig(shards=str(workdir / "shards"))
     ablation = workdir / "ablation" / "ablation.json"
     counts = {
         "training clips": num_examples(data, "train"),
         "test clips": num_examples(data, TEST_SPLIT),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         **_seconds(workdir),
     }
     return ReportInputs(
         retrieval=results["frames in order"],
         shuffled=results["frames shuffled"],
-        gallery=_gallery(data, config, results["frames in order"].video_ids),
-        pictures=_pictures(data, Encoder(config, params)),
+        gallery=_gallery(data, model.config, results["frames in order"].video_ids),
+        pictures=_pictures(data, model.encoder),
         curves={stage: read_curve(workdir / stage / "metrics.jsonl") for stage in STAGES},
         ablation=read_json(ablation)["arms"] if ablation.exists() else {},
         counts=counts,

@@ -7,11 +7,11 @@ from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
 from data_pipeline.shards import open_shards
 from experiments.storage import check_storage
-from stgt_jax.encoder import Encoder
+from stgt_jax.api import load
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, evaluate_retrieval
+from stgt_jax.exported import model_folder
 from stgt_jax.run_folder import Run, check_vocabulary, read_run
-from stgt_jax.train.checkpoint import load_params
 
 FRAME_SHUFFLE_SEED = 0
 _log = logging.getLogger("stgt_jax")
@@ -29,7 +29,7 @@ def retrieval(
     """Retrieval with the weights of a checkpoint over a whole split.
 
     Args:
-      checkpoint: the folder of a training (its newest checkpoint) or of one checkpoint.
+      checkpoint: the folder or the name of a model, as for `stgt_jax.load`.
       shards: shard set folder.
       split: of the shard set.
       k_test: candidates of each query that are re-ranked.
@@ -40,19 +40,17 @@ def retrieval(
       STGTError: no such checkpoint or shards, or shards that do not fit the model (`check_shards`).
     """
     check_storage(checkpoint, shards)
-    run = read_run(checkpoint)
-    check_shards(run, shards, split)
-    config = run.model
-    encoder = Encoder(config, load_params(checkpoint, config), batch_size=batch_size)
+    check_shards(read_run(model_folder(checkpoint)), shards, split)
+    model = load(checkpoint, batch_size=batch_size)
     batches = eval_batches(
         DataConfig(shards=str(shards)),
         split,
         batch_size,
-        num_frames=config.num_frames,
-        image_size=config.vision.image_size,
+        num_frames=model.config.num_frames,
+        image_size=model.config.vision.image_size,
         shuffle_frames_seed=FRAME_SHUFFLE_SEED if shuffle_frames else None,
     )
-    return evaluate_retrieval(encoder, batches, k_test=k_test)
+    return evaluate_retrieval(model.encoder, batches, k_test=k_test)
 
 
 def check_shards(run: Run, shards: str | Path, split: str) -> None:

@@ -10,14 +10,13 @@ Letters: V videos, T frames that the model sees of each, Q queries, E alignment 
 
 import itertools
 import os
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
 from data_pipeline.moving_shapes import make_moving_shapes
@@ -26,9 +25,9 @@ from data_pipeline.tokenizer import decode, encode, load_tokenizer, num_tokens
 from stgt_jax.config import MeshConfig, ModelConfig
 from stgt_jax.encoder import Encoder, score_similarity
 from stgt_jax.errors import STGTError
-from stgt_jax.exported import pretrained_folder, pretrained_names
+from stgt_jax.exported import model_folder
 from stgt_jax.mesh import make_mesh
-from stgt_jax.run_folder import Run, read_run
+from stgt_jax.run_folder import Preparation, read_run
 from stgt_jax.train.checkpoint import load_params
 
 __all__ = ["Model", "STGTError", "load", "make_moving_shapes"]
@@ -57,15 +56,12 @@ def load(model: str | os.PathLike[str], *, batch_size: int = 32) -> "Model":
     >>> load("moving_shapes")
     Model('moving_shapes', 6 frames of 64x64 pixels, 1.0 million parameters)
     """
-    is_name = isinstance(model, str) and re.fullmatch(r"[\w-]+", model)
-    if is_name and (model in pretrained_names() or not os.path.exists(model)):
-        folder: str | os.PathLike[str] = pretrained_folder(str(model))
-    else:
-        folder = model
+    folder = model_folder(model)
     run = read_run(folder)
+    tokenizer, preparation = load_tokenizer(run.vocab_file), run.preparation
     mesh = make_mesh(MeshConfig(), jax.local_devices()) if jax.local_device_count() > 1 else None
-    params = load_params(folder, run.model, mesh)
-    return Model(run, params, mesh=mesh, batch_size=batch_size, name=os.fspath(model))
+    encoder = Encoder(run.model, load_params(folder, run.model, mesh), mesh=mesh, batch_size=batch_size)
+    return Model(os.fspath(model), encoder, tokenizer, preparation)
 
 
 class Model:
@@ -89,14 +85,13 @@ class Model:
     """
 
     def __init__(
-        self, run: Run, params: Any, *, mesh: Mesh | None = None, batch_size: int = 32, name: str = ""
+        self, name: str, encoder: Encoder, tokenizer: BertWordPieceTokenizer, preparation: Preparation
     ) -> None:
-        preparation = run.preparation
-        self.config: ModelConfig = run.model
-        self.params = params
-        self.encoder = Encoder(self.config, params, mesh=mesh, batch_size=batch_size)
-        self._name = name or str(run.folder)
-        self._tokenizer = load_tokenizer(run.vocab_file)
+        self.config: ModelConfig = encoder.model.config
+        self.params: Any = encoder.params
+        self.encoder = encoder
+        self._name = name
+        self._tokenizer = tokenizer
         self._max_text_length = preparation.max_text_length
         self._reader = ClipReader(
             num_kept_frames=preparation.num_kept_frames,

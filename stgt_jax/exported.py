@@ -3,13 +3,13 @@
     FOLDER/config.json            the sections of the run's config.json that describe the model and its inputs
           /vocab.txt              the vocabulary
           /weights.safetensors    the parameters, named by their path in the tree, such as vision/patch_embed/kernel
-          /origin.json            how the weights were made and what they score; for readers, the code ignores it
 
+`stgt export` adds origin.json, which records how the weights were made and what they score; nothing reads it.
 The models that come with the package are in `stgt_jax/pretrained`.
 """
 
-import json
-from collections.abc import Mapping
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,22 @@ from stgt_jax.checks import did_you_mean
 from stgt_jax.errors import STGTError
 from stgt_jax.run_folder import PathLike, Run, folder_path, write_run
 
-WEIGHTS_NAME, ORIGIN_NAME = "weights.safetensors", "origin.json"
+WEIGHTS_NAME = "weights.safetensors"
 PRETRAINED = Path(__file__).parent / "pretrained"
 _SECTIONS = ("model", "preparation", "vocab_sha256")  # of config.json
 
 
-def export(run: Run, params: Any, folder: PathLike, origin: Mapping[str, Any]) -> None:
+def export(run: Run, params: Any, folder: PathLike) -> None:
     """Writes a model to `folder`, over a model that is there already.
 
     Args:
       run: the run that trained the model.
       params: the parameters of the model.
       folder: where to write; created if it does not exist.
-      origin: the content of origin.json.
     """
     flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(jax.device_get(params), sep="/").items()}
     write_run(folder, {name: run.content[name] for name in _SECTIONS}, run.vocab_file.read_bytes())
     (folder_path(folder) / WEIGHTS_NAME).write_bytes(safetensors.numpy.save(flat))
-    (folder_path(folder) / ORIGIN_NAME).write_text(json.dumps(origin, indent=2) + "\n")
 
 
 def is_exported(folder: PathLike) -> bool:
@@ -61,21 +59,18 @@ def read_weights(folder: PathLike) -> dict[str, Any]:
         raise STGTError(f"'{file}' is missing or damaged ({error}); export the model anew") from error
 
 
-def pretrained_names() -> list[str]:
-    """Returns the names of the models that come with the package."""
-    return sorted(file.parent.name for file in PRETRAINED.glob(f"*/{WEIGHTS_NAME}"))
-
-
-def pretrained_folder(name: str) -> Path:
-    """Returns the folder of a model that comes with the package.
+def model_folder(model: PathLike) -> PathLike:
+    """Returns the folder of a model that comes with the package, if `model` is its name, else `model` itself.
 
     Raises:
-      STGTError: there is none of that name.
+      STGTError: `model` is a single word, but neither such a name nor a folder.
     """
-    known = pretrained_names()
-    if name not in known:
+    known = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{WEIGHTS_NAME}"))
+    if model in known:
+        return PRETRAINED / model
+    if isinstance(model, str) and re.fullmatch(r"[\w-]+", model) and not os.path.exists(model):
         raise STGTError(
-            f"no model and no folder '{name}'{did_you_mean(name, known)}; or give the folder of a run (its --workdir),"
-            " of one of its checkpoints/STEP, or of an exported model"
+            f"no model and no folder '{model}'{did_you_mean(model, known)}; or give the folder of a run (its"
+            " --workdir), of one of its checkpoints/STEP, or of an exported model"
         )
-    return PRETRAINED / name
+    return model

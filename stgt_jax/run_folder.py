@@ -94,7 +94,8 @@ class Run:
     def _section(self, name: str) -> Any:
         if name not in self.content:
             raise STGTError(
-                f"'{self.folder / CONFIG_NAME}' has no \"{name}\"; give the folder of a `stgt pretrain` run"
+                f"'{self.folder / CONFIG_NAME}' has no \"{name}\", as in runs of older versions; train again with"
+                " `stgt pretrain`, or give another folder"
             )
         return self.content[name]
 

@@ -9,7 +9,7 @@ from experiments.commands.values import Figures
 class EvalRetrieval:
     """Measure retrieval of videos by text and of texts by video, with and without re-ranking."""
 
-    checkpoint: str  # folder of a training (its newest checkpoint counts), or of one checkpoint
+    checkpoint: str  # folder of a training (its newest checkpoint counts), of one checkpoint, or of an exported model
     shards: str  # folder of the shard set, from `stgt data build`
     split: str = "test"  # split to measure on
     k_test: int = 32  # candidates of each query that are re-ranked by matching

@@ -22,6 +22,7 @@ from experiments.commands.data_build import DataBuild
 from experiments.commands.data_make import DataMake
 from experiments.commands.demo import Demo
 from experiments.commands.eval_retrieval import EvalRetrieval
+from experiments.commands.export import Export
 from experiments.commands.pretrain import Pretrain
 from experiments.commands.recipes import Recipes
 from experiments.commands.report import Report
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type[Command]] = {
     "data build": DataBuild,
     "pretrain": Pretrain,
     "eval retrieval": EvalRetrieval,
+    "export": Export,
     "ablate": Ablate,
     "report": Report,
     "recipes": Recipes,

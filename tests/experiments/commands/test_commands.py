@@ -14,6 +14,7 @@ import pytest
 from processes import ROOT, environment
 from small_recipe import SMALL
 
+import stgt_jax as stgt
 from experiments.commands.main import main
 from experiments.recipe_fields import describe_fields
 from experiments.recipes import RECIPES, Recipe
@@ -195,6 +196,22 @@ def test_data_commands_make_shards_and_report_their_counts(tmp_path, capsys):
     assert "rejected" in capsys.readouterr().out
     assert main(build) == 2
     assert main([*build, "--overwrite"]) == 0
+
+
+def test_exported_model_scores_what_its_run_scores(trained_run, shards, tmp_path):
+    exported, files = tmp_path / "exported", [tmp_path / "run.json", tmp_path / "exported.json"]
+    export = ["export", str(trained_run), str(exported), "--shards", str(shards), "--made-by", "a test"]
+    assert main(export) == 0
+    for checkpoint, file in zip((trained_run, exported), files, strict=True):
+        words = ["--checkpoint", str(checkpoint), "--shards", str(shards), "--json", str(file)]
+        assert main(["eval", "retrieval", *words]) == 0
+    scores, same = (json.loads(file.read_text()) for file in files)
+    assert same == scores
+
+    origin = json.loads((exported / "origin.json").read_text())
+    assert re.fullmatch("([0-9a-f]{40}(-dirty)?)?", origin.pop("commit"))  # none outside a checkout
+    assert origin == {"command": "a test", "checkpoint": "2", "split": "test", "figures": scores}
+    assert repr(stgt.load(exported)).startswith(f"Model('{exported}', 2 frames of 16x16 pixels")
 
 
 def test_pretrain_then_eval(trained_run, shards, tmp_path, capsys, error_of):
