@@ -1,6 +1,6 @@
-"""The pictures of the report: graph edges on the frames, adjacency, similarities, curves, film strips.
+"""The pictures of the report, each as the bytes of a PNG: graph edges, adjacency, similarities, curves, film strips.
 
-Every drawing function returns the bytes of a PNG. Letters: T frames, P = G*G patches per frame, N = T*P graph nodes.
+Letters: T frames, P = G*G patches per frame, N = T*P graph nodes.
 """
 
 import io
@@ -49,7 +49,7 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """Some clips and their graphs."""
+    """Clips and their graphs."""
 
     video: np.ndarray  # [n, T, H, W, 3] uint8
     adjacency: np.ndarray  # [n, N, N] float32, of the first graph block
@@ -57,7 +57,7 @@ class Pictures:
 
 
 class Edge(NamedTuple):
-    """An edge from a patch of one frame to a patch of the next."""
+    """An edge from a patch of a frame to a patch of the next frame."""
 
     frame: int
     patch: int
@@ -79,7 +79,7 @@ def collect_pictures(encoder: Encoder, batch: Mapping[str, Any], count: int = 4)
 
 
 def patch_motion(video: np.ndarray, grid: int) -> np.ndarray:
-    """Returns how much each patch [T, P] differs from its usual look: its pixels against their median over time."""
+    """Returns the mean absolute difference [T, P] of each patch's pixels from their median over time."""
     change = np.abs(video.astype(np.float32) - np.median(video, axis=0)).mean(axis=-1)  # [T, H, W]
     frames, height, width = change.shape
     change = change[:, : height // grid * grid, : width // grid * grid]
@@ -87,16 +87,13 @@ def patch_motion(video: np.ndarray, grid: int) -> np.ndarray:
 
 
 def strongest_edges(weights: np.ndarray, video: np.ndarray, *, sources: int = 4, per_source: int = 2) -> list[Edge]:
-    """Returns the strongest edges to the next frame, from the patches where something moves.
-
-    The edges between still patches all have weights near 1 and tell nothing. So of each frame only the `sources`
-    patches with the most motion are taken, each with its `per_source` strongest edges.
+    """Returns the strongest edges from the moving patches to the next frame; those of still patches are all near 1.
 
     Args:
       weights: [N, N] adjacency.
       video: [T, H, W, 3] uint8.
-      sources: patches of each frame.
-      per_source: edges of each of them.
+      sources: number of patches of each frame, those with the most motion.
+      per_source: number of edges of each of these patches.
     """
     num_frames = video.shape[0]
     motion = patch_motion(video, _grid(weights, num_frames))  # [T, P]
@@ -112,7 +109,7 @@ def strongest_edges(weights: np.ndarray, video: np.ndarray, *, sources: int = 4,
 
 
 def draw_edges(video: np.ndarray, weights: np.ndarray) -> bytes:
-    """The frames of a clip [T, H, W, 3] side by side, with the strongest edges of its graph [N, N] between them."""
+    """Draws the frames of a clip [T, H, W, 3] side by side, with the strongest edges of its graph [N, N]."""
     num_frames, height, width = video.shape[:3]
     grid, edges, gap = _grid(weights, num_frames), strongest_edges(weights, video), 0.3 * width
     total = num_frames * width + (num_frames - 1) * gap
@@ -124,19 +121,13 @@ def draw_edges(video: np.ndarray, weights: np.ndarray) -> bytes:
         for frame in range(num_frames):
             left = frame * (width + gap)
             axes.imshow(video[frame], extent=(left, left + width, height, 0), interpolation="nearest")
-        lines = [
-            (
-                _centre(edge.patch, edge.frame, grid, height, width, gap),
-                _centre(edge.next_patch, edge.frame + 1, grid, height, width, gap),
-            )
-            for edge in edges
-        ]
+        sizes = (grid, height, width, gap)
+        lines = [(_centre(e.patch, e.frame, *sizes), _centre(e.next_patch, e.frame + 1, *sizes)) for e in edges]
         values = np.array([edge.weight for edge in edges])
         shown = Normalize(*_limits(values))
         widths = 0.8 + 1.6 * shown(values)
-        halo = LineCollection(lines, colors="black", linewidths=widths + 1.2, alpha=0.6)
+        axes.add_collection(LineCollection(lines, colors="black", linewidths=widths + 1.2, alpha=0.6))
         coloured = LineCollection(lines, array=values, cmap="cool", norm=shown, linewidths=widths)
-        axes.add_collection(halo)
         axes.add_collection(coloured)
         ends = np.array([point for line in lines for point in line]).reshape(-1, 2)
         axes.scatter(ends[:, 0], ends[:, 1], s=9, color="white", edgecolors=INK, linewidths=0.6, zorder=3)
@@ -147,7 +138,7 @@ def draw_edges(video: np.ndarray, weights: np.ndarray) -> bytes:
 
 
 def draw_adjacency(weights: np.ndarray, num_frames: int) -> bytes:
-    """The heat map of a graph [N, N], with the frames marked."""
+    """Draws a graph [N, N] as a heat map with lines between the frames."""
     nodes = weights.shape[0]
     edges = np.arange(num_frames + 1) * nodes // num_frames
     with plt.rc_context(_STYLE):
@@ -167,7 +158,7 @@ def draw_adjacency(weights: np.ndarray, num_frames: int) -> bytes:
 
 
 def draw_similarity(similarity: np.ndarray, limits: tuple[float, float]) -> bytes:
-    """The heat map of video-text similarities [V, C], in the order of the gallery; `limits` of the colours."""
+    """Draws video-text similarities [V, C] as a heat map; `limits` are the range of its colours."""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 4.9), layout="constrained")
         low, high = limits
@@ -178,10 +169,10 @@ def draw_similarity(similarity: np.ndarray, limits: tuple[float, float]) -> byte
 
 
 def draw_curves(stages: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """Losses, accuracies and validation scores over the steps of the stages, one after another.
+    """Draws losses, accuracies and validation scores over the steps of all stages.
 
     Args:
-      stages: for each stage the lines of its metrics.jsonl: "step" and values, of validations "validation/...".
+      stages: name of each stage -> lines of its metrics.jsonl.
     """
     panels = {
         "Losses": ("loss_contrastive", "loss_vtm", "loss_vtg"),
@@ -210,7 +201,7 @@ def draw_curves(stages: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
 
 
 def film_strip(clip: np.ndarray, *, num_frames: int = 8) -> bytes:
-    """At most `num_frames` frames of a clip [T, H, W, 3] uint8 in two rows, with thin gaps between them."""
+    """Draws at most `num_frames` frames of a clip [T, H, W, 3] uint8 in two rows."""
     frames = clip[np.linspace(0, len(clip) - 1, min(num_frames, len(clip))).round().astype(int)]
     columns = -(-len(frames) // 2)
     missing = -len(frames) % columns
@@ -223,7 +214,7 @@ def film_strip(clip: np.ndarray, *, num_frames: int = 8) -> bytes:
 
 
 def _draw_curve(axes: Axes, stages: Mapping[str, Sequence[Mapping[str, float]]], name: str, color: str) -> None:
-    """One metric over all stages: single steps faint, their running mean on top; few points (validations) as dots."""
+    """Draws a metric over all stages: faint single steps under their running mean, or dots if there are few."""
     start, label = 0.0, name.removeprefix("validation/").removeprefix("loss_").removeprefix("accuracy_")
     for lines in stages.values():
         points = [(start + line["step"], line[name]) for line in lines if line.get(name) is not None]
@@ -245,7 +236,7 @@ def _grid(weights: np.ndarray, num_frames: int) -> int:
     patches, rest = divmod(weights.shape[0], num_frames)
     grid = round(patches**0.5)
     if rest or grid**2 != patches:
-        raise STGTError(f"a graph of {weights.shape[0]} nodes does not belong to {num_frames} frames of square grids")
+        raise STGTError(f"a graph of {weights.shape[0]} nodes does not fit {num_frames} frames with square patch grids")
     return grid
 
 

@@ -1,13 +1,13 @@
-"""The report: one HTML page with the figures and the pictures of a run, readable on a phone.
+"""The report: one HTML page with the figures and the pictures of a run. Pictures and style are inline.
 
-`write_report` draws what `ReportInputs` holds and leaves out sections without input. The page is one file: its pictures
-are inline PNGs, its style is a few lines of CSS.
+The layout and the style of the page are in report.html beside this file.
 """
 
 import base64
 import html
 import json
 import math
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pictures import (
-    Pictures,
-    draw_adjacency,
-    draw_curves,
-    draw_edges,
-    draw_similarity,
-    film_strip,
-)
+from experiments.pictures import Pictures, draw_adjacency, draw_curves, draw_edges, draw_similarity, film_strip
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.metrics import RECALLS
 from stgt_jax.eval.retrieval import RetrievalResult, time_order_metrics
@@ -33,20 +26,20 @@ NUM_HITS = 5
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What a report shows. Only `retrieval` is required."""
+    """The contents of a report. Only `retrieval` is required."""
 
     retrieval: RetrievalResult
-    shuffled: RetrievalResult | None = None  # the same gallery with every clip's frames out of order
-    gallery: np.ndarray | None = None  # [V, T, H, W, 3] uint8, the clips in the order of retrieval.video_ids
+    shuffled: RetrievalResult | None = None  # for the same gallery with shuffled frames
+    gallery: np.ndarray | None = None  # [V, T, H, W, 3] uint8, in the order of retrieval.video_ids
     pictures: Pictures | None = None
     curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)  # stage -> `read_curve`
     ablation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arm -> `RetrievalResult.to_dict`
-    counts: Mapping[str, Any] = field(default_factory=dict)  # facts about data and run: label -> number or text
+    counts: Mapping[str, Any] = field(default_factory=dict)  # label -> number or text, about the data and the run
     title: str = "STGT: video-language alignment with a spatio-temporal graph"
 
 
 def write_report(path: str | Path, inputs: ReportInputs) -> Path:
-    """Writes the page to `path` and returns it.
+    """Writes the page to `path` and returns `path`. Sections without input are left out.
 
     Raises:
       STGTError: the gallery and the retrieval result have different numbers of clips.
@@ -54,7 +47,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> Path:
     if inputs.gallery is not None and len(inputs.gallery) != len(inputs.retrieval.video_ids):
         raise STGTError(
             f"gallery holds {len(inputs.gallery)} clips, the retrieval result {len(inputs.retrieval.video_ids)};"
-            " give the clips in the order of its video_ids"
+            " pass the clips of its video_ids in their order"
         )
     sections = (
         _summary(inputs),
@@ -67,11 +60,11 @@ def write_report(path: str | Path, inputs: ReportInputs) -> Path:
         _ablation(inputs.ablation),
         _counts(inputs.counts),
     )
-    title = html.escape(inputs.title)
-    page = _PAGE.format(title=title, style=_STYLE, body="\n".join(section for section in sections if section))
+    page = string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    body = "\n".join(section for section in sections if section)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page.substitute(title=html.escape(inputs.title), body=body), encoding="utf-8")
     return path
 
 
@@ -79,7 +72,7 @@ def read_curve(path: str | Path) -> list[dict[str, float]]:
     """Returns the lines of a run's metrics.jsonl.
 
     Raises:
-      STGTError: the file is missing or is not a list of JSON lines.
+      STGTError: the file is missing or is not in the format JSON lines.
     """
     try:
         return [json.loads(line) for line in Path(path).read_text().splitlines()]
@@ -107,18 +100,18 @@ def _summary(inputs: ReportInputs) -> str:
 
 
 def _retrieval(result: RetrievalResult) -> str:
-    heads = ["", *(f"R@{k}" for k in RECALLS), "median rank", "mean rank"]
-    rows = []
-    for direction, key in (("text to video", "t2v"), ("video to text", "v2t")):
-        for name, metrics in (("", result.metrics), (", re-ranked", result.reranked_metrics)):
-            values = [*(f"{key}_r{k}" for k in RECALLS), f"{key}_median_rank", f"{key}_mean_rank"]
-            rows.append([direction + name, *(metrics[value] for value in values)])
+    columns = {f"R@{k}": f"r{k}" for k in RECALLS} | {"median rank": "median_rank", "mean rank": "mean_rank"}
+    rows = [
+        [direction + name, *(metrics[f"{key}_{column}"] for column in columns.values())]
+        for direction, key in (("text to video", "t2v"), ("video to text", "v2t"))
+        for name, metrics in (("", result.metrics), (", re-ranked", result.reranked_metrics))
+    ]
     note = (
         f"Recalls are in percent, over a gallery of {len(result.video_ids)} clips and {len(result.captions)} captions."
         f" Ties count against the model. Re-ranked: the {result.k_test} most similar candidates of each query get the"
         " score similarity + P(match). A right answer that is not among them ranks last."
     )
-    return _section("Retrieval", note, _table(heads, rows))
+    return _section("Retrieval", note, _table(["", *columns], rows))
 
 
 def _time_order(inputs: ReportInputs) -> str:
@@ -128,16 +121,17 @@ def _time_order(inputs: ReportInputs) -> str:
     named = {"frames in order": order}
     if inputs.shuffled is not None:
         named["frames shuffled"] = time_order_metrics(inputs.shuffled)
-    rows = []
-    for name, metrics in named.items():
-        for how, suffix in (("similarity", ""), ("reranked", ", re-ranked")):
-            rows.append([name + suffix, metrics[how]["twin_accuracy"], metrics[how]["t2v_r1"]])
+    rows = [
+        [name + suffix, metrics[how]["twin_accuracy"], metrics[how]["t2v_r1"]]
+        for name, metrics in named.items()
+        for how, suffix in (("similarity", ""), ("reranked", ", re-ranked"))
+    ]
     note = (
         f"{order['similarity']['num_texts']} captions differ from the caption of another clip only in the order of"
-        " events (left to right, or right to left). How often does a clip prefer its own caption, that is, give it the"
-        f" higher score? Guessing reaches {order['similarity']['twin_chance']:.0f} %. R@1 is text to video, for these"
-        " captions against the whole gallery. With shuffled frames the accuracy must fall to that of guessing, unless"
-        " the model finds the answer in something other than time."
+        " events (left to right, or right to left). The table shows how often a clip gives the higher score to its own"
+        f" caption; chance is {order['similarity']['twin_chance']:.0f} %. R@1 is text to video, for these captions"
+        " against the whole gallery. With shuffled frames the accuracy should fall to chance; otherwise the model finds"
+        " the answer without the order of the frames."
     )
     return _section("Does it see time?", note, _table(["", "right order preferred", "R@1"], rows))
 
@@ -153,21 +147,19 @@ def _top_hits(inputs: ReportInputs) -> str:
             right = video == result.video_of_text[text]
             name = html.escape(result.video_ids[video])
             label = f"{rank}{' ✓' if right else ''} · {name} · {scores[video]:.2f}"
-            image = _image(film_strip(inputs.gallery[video]), f"rank {rank}: frames of {name}")
-            hits.append(
-                f"<figure class='hit{' right' if right else ''}'>{image}<figcaption>{label}</figcaption></figure>"
-            )
+            image = film_strip(inputs.gallery[video]), f"rank {rank}: frames of {name}"
+            hits.append(_figure(*image, label, "hit right" if right else "hit"))
         caption = html.escape(result.captions[text])
         blocks.append(f"<h3>“{caption}”</h3><div class='hits'>{''.join(hits)}</div>")
     note = (
-        f"The {NUM_HITS} best clips for {len(blocks)} captions, with their re-ranked scores. The captions are taken at"
-        " even steps through the gallery, whether retrieval succeeds or not. The right clip has a green frame."
+        f"The {NUM_HITS} best clips for {len(blocks)} captions, with their re-ranked scores. The captions are evenly"
+        " spaced in the gallery, whether retrieval succeeds or not. The right clip has a green frame."
     )
     return _section("Retrieved clips", note, *blocks)
 
 
 def _queries(result: RetrievalResult) -> np.ndarray:
-    """Captions at even steps through the gallery, of both kinds: those with a time-reversed twin and those without."""
+    """Returns evenly spaced captions, of those with a time-reversed twin and of those without."""
     order = np.argsort([not group for group in result.groups], kind="stable")
     return order[np.unique(np.linspace(0, len(order) - 1, NUM_QUERIES).round().astype(int))]
 
@@ -182,25 +174,22 @@ def _graph(pictures: Pictures | None) -> str:
         image = _image(draw_edges(video, weights), f"graph edges over the frames of: {html.escape(caption)}")
         blocks.append(
             f"<h3>“{html.escape(caption)}”</h3><div class='wide'>{image}</div>"
-            f"<p class='note'>{kept:.0f} % of the pairs within a frame or of neighbouring frames are edges.</p>"
+            f"<p class='note'>{kept:.0f} % of the pairs in the same or in neighbouring frames have an edge.</p>"
         )
     note = (
-        "Every patch is a node. Edges link it to similar patches of its own frame and of the neighbouring frames. As a"
-        " still background is similar everywhere, the pictures show only the patches of each frame that change most,"
-        " with their two strongest edges to the next frame."
+        "Every patch is a node. Edges connect it to similar patches of its own and of the neighbouring frames. The"
+        " pictures show only the patches of each frame that change most, with their two strongest edges to the next"
+        " frame, because the patches of a still background are all similar."
     )
-    maps = "".join(
-        f"<figure>{_image(draw_adjacency(weights, num_frames), 'adjacency heat map')}"
-        f"<figcaption>“{html.escape(caption)}”</figcaption></figure>"
+    maps = [
+        _figure(draw_adjacency(weights, num_frames), "adjacency heat map", f"“{html.escape(caption)}”")
         for weights, caption in list(zip(pictures.adjacency, pictures.captions, strict=True))[:2]
-    )
+    ]
     map_note = (
-        "The adjacency matrices of two of these graphs. Each square has the patches of one frame against those of"
-        " another; frames that are not neighbours share no edge."
+        "The adjacency matrices of two of these graphs. Each square shows the edges between the patches of two frames;"
+        " there are none between frames that are not neighbours."
     )
-    return _section("The graph between frames", note, *blocks) + _section(
-        "Adjacency", map_note, f"<div class='pair'>{maps}</div>"
-    )
+    return _section("The graph between frames", note, *blocks) + _section("Adjacency", map_note, _pair(maps))
 
 
 def _pairs_in_band(nodes: int, num_frames: int) -> int:
@@ -213,22 +202,20 @@ def _similarities(inputs: ReportInputs) -> str:
         named["frames shuffled"] = inputs.shuffled.similarity
     values = np.concatenate([scores.ravel() for scores in named.values()])
     limits = float(values.min()), float(values.max())
-    figures = "".join(
-        f"<figure>{_image(draw_similarity(scores, limits), f'video-text similarities, {name}')}"
-        f"<figcaption>{name}</figcaption></figure>"
+    maps = [
+        _figure(draw_similarity(scores, limits), f"video-text similarities, {name}", name)
         for name, scores in named.items()
-    )
-    note = "Every clip against every caption, in the order of the gallery. Matching pairs lie on the diagonal."
-    return _section("Video-text similarity", note, f"<div class='pair'>{figures}</div>")
+    ]
+    note = "Every clip against every caption, in the order of the gallery. Matching pairs are on the diagonal."
+    return _section("Video-text similarity", note, _pair(maps))
 
 
 def _curves(inputs: ReportInputs) -> str:
     if not inputs.curves:
         return ""
-    note = "Faint lines are single steps, strong lines their running mean. The stages follow one another."
-    return _section(
-        "Training", note, f"<div class='wide'>{_image(draw_curves(inputs.curves), 'training curves')}</div>"
-    )
+    note = "Faint lines are single steps, strong lines their running mean, over both stages."
+    image = _image(draw_curves(inputs.curves), "training curves")
+    return _section("Training", note, f"<div class='wide'>{image}</div>")
 
 
 def _ablation(arms: Mapping[str, Mapping[str, Any]]) -> str:
@@ -239,16 +226,9 @@ def _ablation(arms: Mapping[str, Mapping[str, Any]]) -> str:
         plain, reranked = figures["similarity"], figures["reranked"]
         twins = figures["time_order"]["similarity"]["twin_accuracy"]
         rows.append([name, plain["t2v_r1"], plain["t2v_r5"], plain["v2t_r1"], reranked["t2v_r1"], twins])
-    heads = [
-        "",
-        "text to video R@1",
-        "R@5",
-        "video to text R@1",
-        "re-ranked text to video R@1",
-        "right order preferred",
-    ]
-    note = "Every variant is trained for the same number of steps, once: small differences are noise."
-    return _section("Ablation", note, _table(heads, rows))
+    recalls = ["text to video R@1", "R@5", "video to text R@1", "re-ranked text to video R@1"]
+    note = "Every variant is trained once, for the same number of steps. Small differences are noise."
+    return _section("Ablation", note, _table(["", *recalls, "right order preferred"], rows))
 
 
 def _counts(counts: Mapping[str, Any]) -> str:
@@ -277,61 +257,13 @@ def _cell(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else html.escape(str(value))
 
 
+def _pair(figures: Iterable[str]) -> str:
+    return f"<div class='pair'>{''.join(figures)}</div>"
+
+
+def _figure(png: bytes, description: str, caption: str, kind: str = "") -> str:
+    return f"<figure class='{kind}'>{_image(png, description)}<figcaption>{caption}</figcaption></figure>"
+
+
 def _image(png: bytes, description: str) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{description}">'
-
-
-_STYLE = """
-:root { color-scheme: light; --ink: #243240; --faint: #616e7c; --line: #e4e7eb; --green: #2f855a; --blue: #2b6cb0; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f5f7fa; color: var(--ink); font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 64px; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 8px 0 20px; }
-h2 { font-size: 1.15rem; margin: 0 0 4px; }
-h3 { font-size: .95rem; font-weight: 600; margin: 20px 0 8px; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 20px; margin: 16px 0; }
-.note { color: var(--faint); font-size: .88rem; margin: 0 0 12px; max-width: 46rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 12px; }
-.tile { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
-.tile { border-top: 3px solid var(--blue); }
-.tile p { margin: 0; color: var(--faint); font-size: .82rem; }
-.tile strong { font-size: 1.7rem; line-height: 1.3; }
-.wide { overflow-x: auto; }
-.wide > img { min-width: 720px; }
-img { display: block; width: 100%; height: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child { text-align: left; padding-left: 0; font-weight: 500; min-width: 7rem; }
-thead th { color: var(--faint); font-weight: 500; font-size: .82rem; vertical-align: bottom; }
-figure { margin: 0; }
-figcaption { color: var(--faint); font-size: .78rem; padding-top: 2px; overflow-wrap: anywhere; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 20px; }
-.pair figure { max-width: 560px; }
-.hits { display: grid; grid-template-columns: repeat(5, 1fr); gap: 10px; }
-.hit { border: 3px solid var(--line); border-radius: 8px; padding: 4px; }
-.hit.right { border-color: var(--green); }
-.hit.right figcaption { color: var(--green); font-weight: 600; }
-@media (max-width: 700px) {
-  section { padding: 14px; }
-  main { padding: 12px 8px 40px; }
-  th, td { padding: 6px 7px; }
-  .hits { grid-template-columns: repeat(2, 1fr); }
-}
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{body}
-</main>
-</body>
-</html>
-"""
