@@ -39,7 +39,7 @@ class ClipReader:
         if isinstance(video, str | os.PathLike):
             return self._from_file(os.fspath(video))
         if not hasattr(video, "__array__"):
-            raise DataError(f"video {index} is a {type(video).__name__}, not a path or an array of frames")
+            raise DataError(f"video {index} is of type {type(video).__name__}; give a path or an array of frames")
         return self._from_frames(np.asarray(video), index)
 
     def read_all(self, videos: Iterable[Video]) -> Iterator[np.ndarray]:
@@ -97,14 +97,14 @@ def list_videos(videos: Any) -> Iterable[Video]:
         return [videos]
     if not hasattr(videos, "__array__"):
         if not isinstance(videos, Iterable):
-            raise DataError(f"videos: {type(videos).__name__} given; give a path, frames, or a list of them")
+            raise DataError(f"videos is of type {type(videos).__name__}; give a path, an array of frames, or a list")
         return videos
     array = np.asarray(videos)
     if array.ndim == 1 and array.dtype.kind in "OU":  # a column of paths
         return array.tolist()
     if array.ndim not in (4, 5):
         raise DataError(
-            f"videos: an array of shape {array.shape} given; frames of one video are [n, height, width, 3], of several"
+            f"videos is an array of shape {array.shape}; the frames of one video are [n, height, width, 3], of several"
             " [videos, n, height, width, 3]"
         )
     return [array] if array.ndim == 4 else list(array)

@@ -217,11 +217,11 @@ class Model:
     def _tokenize(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and mask, int32 [C, S] each."""
         if not isinstance(texts, Iterable):
-            raise STGTError(f"texts: {type(texts).__name__} given; give a str or a list of them")
+            raise STGTError(f"texts is of type {type(texts).__name__}; give a str or a list of them")
         texts = [texts] if isinstance(texts, str) else list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise STGTError(f"text {index} is {text!r:.40}, a {type(text).__name__}; give a str")
+                raise STGTError(f"text {index} is {text!r:.40} of type {type(text).__name__}; give a str")
         length = self._max_text_length
         if num_cut := sum(tokens > length for tokens in num_tokens(self._tokenizer, texts)):
             warnings.warn(f"{num_cut} of {len(texts)} texts have more than {length} tokens and were cut", stacklevel=3)

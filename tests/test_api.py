@@ -205,8 +205,8 @@ def test_too_long_texts_are_cut_and_counted(model):
         (np.zeros((2, 6, 64, 64, 3)), "float64, not uint8"),
         ([np.zeros((6, 64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)], "video 1 has shape (64, 64, 3)"),
         (np.zeros((64, 64, 3), np.uint8), "shape (64, 64, 3)"),
-        (7, "int given"),
-        ([7], "video 0 is a int"),
+        (7, "videos is of type int"),
+        ([7], "video 0 is of type int"),
         (np.zeros((8, 64), np.float32), "not what encode_video returns, [n, 8, 64]"),
         (np.zeros((2, 8, 32), np.float32), "not what encode_video returns, [n, 8, 64]"),
     ],
@@ -220,8 +220,8 @@ def test_wrong_videos_are_refused(model, videos, said):
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        (7, "int given; give a str"),
-        (["a red circle", 7], "text 1 is 7, a int"),
+        (7, "texts is of type int; give a str"),
+        (["a red circle", 7], "text 1 is 7 of type int"),
         ([None], "text 0 is None"),
         (np.zeros((2, 63), np.float32), "not what encode_text returns, [n, 64]"),
     ],

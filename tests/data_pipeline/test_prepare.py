@@ -65,8 +65,8 @@ def test_array_of_few_frames_repeats_the_last(folder):
         (np.zeros((4, 3, 32, 32), np.uint8), r"np\.moveaxis"),
         (np.zeros((32, 32, 3), np.uint8), r"shape \(32, 32, 3\)"),
         (np.zeros((0, 32, 32, 3), np.uint8), "it is empty"),
-        ([[0, 1], [2, 3]], "video 0 is a list"),
-        (None, "video 0 is a NoneType"),
+        ([[0, 1], [2, 3]], "video 0 is of type list"),
+        (None, "video 0 is of type NoneType"),
     ],
 )
 def test_what_is_no_video_is_refused(frames, said):
@@ -96,5 +96,5 @@ def test_videos_come_as_a_path_an_array_or_many_of_them():
     assert [video.shape for video in list_videos(np.stack([clip] * 3))] == [clip.shape] * 3
     assert list(list_videos([])) == []
     for wrong in (5, None, np.zeros((8, 8, 3), np.uint8), np.zeros(4)):
-        with pytest.raises(DataError, match="videos: "):
+        with pytest.raises(DataError, match="videos is "):
             list_videos(wrong)
