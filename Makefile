@@ -10,7 +10,7 @@ MINOR = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:
 LOCK = $(wildcard requirements/lock-$(MINOR).txt)
 INSTALL = $(BIN)/python -m pip install --quiet $(LOCK:%=--constraint %)
 
-.PHONY: install demo check test lint format lock clean
+.PHONY: install demo weights check test lint format lock clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -19,6 +19,10 @@ install: $(VENV)/.installed
 demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed
 	$(BIN)/stgt demo --workdir $(RUNS)/demo
+
+weights: $(VENV)/.installed  # the trained model that comes with the package, from the demo's second stage
+	$(BIN)/stgt export $(RUNS)/demo/stage2 stgt_jax/pretrained/moving_shapes --shards $(RUNS)/demo/shards \
+	  --made-by "make demo"
 
 check: lint
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
