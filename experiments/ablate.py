@@ -1,6 +1,6 @@
-"""The ablation: what the graph module, its weights and CSAL each bring, all arms trained for the same number of steps.
+"""The ablation: trains models without the graph, without its weights and without CSAL for the same number of steps.
 
-Every arm has two stages. The first is shared by arms of one graph variant; the second keeps VTC or goes over to CSAL.
+Every arm has two stages. Arms with the same graph variant share the first; the second uses VTC or CSAL.
 """
 
 import functools
@@ -15,9 +15,11 @@ from experiments.pretrain import pretrain_step, stage_recipe
 from experiments.recipe_fields import list_fields
 from experiments.recipes import Recipe
 from experiments.steps import Steps, write_json
+from experiments.tables import format_table, number
+from stgt_jax.eval.metrics import RECALLS
 from stgt_jax.train.run_lock import locked
 
-# name of the arm: graph.variant, and loss.contrastive of the second stage
+# name of the arm -> (graph.variant, loss.contrastive of the second stage)
 ARMS = {
     "no graph (mean over frames)": ("none", "vtc"),
     "graph without its weights": ("unweighted", "vtc"),
@@ -27,18 +29,18 @@ ARMS = {
 
 
 def run_ablation(workdir: str | Path, shards: str | Path, *, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Trains and measures every arm, or those that are left, in `workdir`; prints the table.
+    """Trains and measures every arm that is not finished yet, and prints the table.
 
     Args:
-      workdir: gets a folder for each training, and ablation.json.
+      workdir: folder for a folder of each training, and ablation.json.
       shards: shard set of moving_shapes with the splits train and test.
-      fields: of both stages' recipes that get another value, by full name.
+      fields: new values for fields of both recipes, by full name.
 
     Returns:
-      What ablation.json holds: under "arms" the retrieval figures of every arm by its name, and the seconds.
+      The contents of ablation.json: "arms", the retrieval figures of every arm by its name, and "seconds".
 
     Raises:
-      STGTError: options or shards that can't work, or a folder that holds another ablation or is in use.
+      STGTError: an option or the shards are refused, or the folder is in use or holds another ablation.
     """
     workdir = local_path(workdir)
     trainings = _trainings(workdir, str(shards), fields)
@@ -50,43 +52,33 @@ def run_ablation(workdir: str | Path, shards: str | Path, *, fields: Mapping[str
         figures = {}
         for arm, (variant, contrastive) in ARMS.items():
             checkpoint = workdir / _stage2_name(variant, contrastive)
-            figures[arm] = steps.run(
-                f"retrieval_{checkpoint.name}",
-                f"measuring: {arm}",
-                functools.partial(_measure, checkpoint, shards),
-            )
-    print(format_table(figures))
+            measure = functools.partial(_measure, checkpoint, shards)
+            figures[arm] = steps.run(f"retrieval_{checkpoint.name}", f"measuring: {arm}", measure)
+    print(format_arms(figures))
     result = {"arms": figures, "seconds": steps.seconds}
     write_json(workdir / "ablation.json", result)
     return result
 
 
-def format_table(figures: Mapping[str, Any]) -> str:
+def format_arms(figures: Mapping[str, Any]) -> str:
     """Returns a text table: text-to-video recalls, and how often the caption in the right order is preferred."""
-    width = max(map(len, figures))
-    lines = [f"{'text to video, by similarity':<{width}}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'right order preferred':>23}"]
+    rows = []
     for arm, result in figures.items():
-        plain, twins = result["similarity"], result["time_order"]["similarity"]["twin_accuracy"]
-        recalls = "".join(f"{plain[f't2v_r{k}']:8.1f}" for k in (1, 5, 10))
-        lines.append(f"{arm:<{width}}{recalls}{'-' if twins is None else f'{twins:.1f}':>23}")
-    return "\n".join(lines)
+        recalls = {f"R@{k}": f"{result['similarity'][f't2v_r{k}']:.1f}" for k in RECALLS}
+        twins = number(result["time_order"]["similarity"]["twin_accuracy"], ".1f")
+        rows.append({"text to video, by similarity": arm, **recalls, "right order preferred": twins})
+    return format_table(rows, left=["text to video, by similarity"])
 
 
 def _trainings(workdir: Path, shards: str, fields: Mapping[str, Any]) -> dict[str, Recipe]:
-    """Every training by the name of its folder: the first stages, then the second ones that start from them."""
-    trainings = {}
-    for variant in dict.fromkeys(variant for variant, _ in ARMS.values()):
-        fixed = {"data.shards": shards, "model.graph.variant": variant}
-        trainings[f"stage1_{variant}"] = stage_recipe("moving_shapes_stage1", fields, fixed)
+    """Returns the recipe of every training by the name of its folder: all first stages, then all second stages."""
+    first, second = {}, {}
     for variant, contrastive in ARMS.values():
-        fixed = {
-            "data.shards": shards,
-            "model.graph.variant": variant,
-            "train.loss.contrastive": contrastive,
-            "weights.initial": str(workdir / f"stage1_{variant}"),
-        }
-        trainings[_stage2_name(variant, contrastive)] = stage_recipe("moving_shapes_stage2", fields, fixed)
-    return trainings
+        fixed, name = {"data.shards": shards, "model.graph.variant": variant}, f"stage1_{variant}"
+        first[name] = stage_recipe("moving_shapes_stage1", fields, fixed)
+        fixed |= {"train.loss.contrastive": contrastive, "weights.initial": str(workdir / name)}
+        second[_stage2_name(variant, contrastive)] = stage_recipe("moving_shapes_stage2", fields, fixed)
+    return first | second
 
 
 def _measure(checkpoint: Path, shards: str | Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The demo: clips, shards, two stages of training, retrieval with frames in order and out of order, and a page of it.
+"""The demo: makes clips and shards, trains two stages, measures retrieval and draws the report.
 
-Everything is a step of its own in one folder (`experiments.steps`), so a demo that was cut off goes on where it was.
+These are steps of one run (`experiments.steps`): an interrupted demo continues after the last finished step.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,25 +19,25 @@ from experiments.steps import Steps, write_json
 from stgt_jax.eval.metrics import format_metrics
 from stgt_jax.train.run_lock import locked
 
-RESIZE = 72  # pixels of the short side: a little more than the 64 of a crop
+RESIZE = 72  # short side in pixels, a little more than the 64 of a crop
 NUM_KEPT_FRAMES = 16
 MAX_TEXT_LENGTH = 24  # tokens; the longest caption has 20
 
 
 def run_demo(workdir: str | Path, *, num_train: int, num_test: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs the demo's steps, or what is left of them, in `workdir`; prints what they give.
+    """Runs the steps of the demo that are not finished yet, and prints the figures.
 
     Args:
-      workdir: gets clips/, shards/, stage1/, stage2/, demo.json and report.html.
+      workdir: folder for clips/, shards/, stage1/, stage2/, demo.json and report.html.
       num_train: training clips.
       num_test: test clips.
-      fields: of both stages' recipes that get another value, by full name.
+      fields: new values for fields of both recipes, by full name.
 
     Returns:
-      What demo.json holds: seconds a step, the counts, each stage's last losses, the retrieval figures.
+      The contents of demo.json: the results and the seconds of every step.
 
     Raises:
-      STGTError: options that can't work, or a folder that holds another demo or is in use.
+      STGTError: an option is refused, or the folder is in use or holds a demo with other settings.
     """
     workdir = local_path(workdir)
     stages = _stages(workdir, fields)
@@ -46,21 +47,13 @@ def run_demo(workdir: str | Path, *, num_train: int, num_test: int, fields: Mapp
 
         clips, shards = workdir / "clips", workdir / "shards"
         figures: dict[str, Any] = {}
-        figures["clips"] = steps.run(
-            "clips",
-            f"making {num_train} + {num_test} clips",
-            lambda: make_moving_shapes(clips, num_train=num_train, num_test=num_test),
-            output=clips,
-        )
+        make_clips = functools.partial(make_moving_shapes, clips, num_train=num_train, num_test=num_test)
+        figures["clips"] = steps.run("clips", f"making {num_train} + {num_test} clips", make_clips, output=clips)
         figures["shards"] = steps.run("shards", "building shards", lambda: _build(clips, shards), output=shards)
         for stage in STAGES:
             figures[stage] = pretrain_step(steps, stage, stages[stage], workdir / stage)
-        figures["retrieval"] = steps.run(
-            "retrieval",
-            "measuring retrieval and drawing the report",
-            lambda: measure_and_draw(workdir),
-            output=workdir / REPORT_NAME,
-        )
+        title, report = "measuring retrieval and drawing the report", workdir / REPORT_NAME
+        figures["retrieval"] = steps.run("retrieval", title, lambda: measure_and_draw(workdir), output=report)
 
     figures["seconds"] = steps.seconds | {"total": sum(steps.seconds.values())}
     write_json(workdir / "demo.json", figures)
@@ -94,13 +87,12 @@ def _build(clips: Path, shards: Path) -> dict[str, Any]:
 
 def _summary(workdir: Path, figures: Mapping[str, Any]) -> str:
     retrieved = figures["retrieval"]
-    ordered = retrieved["frames in order"]
-    rows = {"": ordered["similarity"], "re-ranked": ordered["reranked"]}
-    rows["frames shuffled"] = retrieved["frames shuffled"]["similarity"]
+    ordered, shuffled = retrieved["frames in order"], retrieved["frames shuffled"]
+    rows = {"": ordered["similarity"], "re-ranked": ordered["reranked"], "frames shuffled": shuffled["similarity"]}
     return "\n".join(
         [
             "",
-            f"{ordered['num_videos']} test videos, {ordered['num_texts']} captions, none seen in training",
+            f"{ordered['num_videos']} test videos that training has not seen, {ordered['num_texts']} captions",
             format_metrics(rows),
             "",
             retrieved["time_order_table"],

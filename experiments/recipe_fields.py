@@ -1,6 +1,6 @@
-"""The fields of a recipe by their full names, such as `train.optimizer.warmup_steps`: listed, described and replaced.
+"""Lists, describes and replaces the fields of nested frozen dataclasses, such as recipes.
 
-The functions take any frozen dataclass. The fields of a dataclass within it are named after the field that holds it.
+The full name of a field is its path from the outer dataclass, such as `train.optimizer.warmup_steps`.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ Config = TypeVar("Config")
 
 
 class FieldText(NamedTuple):
-    """What the source says of a field."""
+    """The type and the description of a field."""
 
-    kind: Any  # the annotated type
+    kind: Any
     comment: str  # beside the field or above it
 
 
@@ -52,12 +52,12 @@ def _comments(config: type) -> dict[str, str]:
 
 
 def replace_fields(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Returns `config` with the values of `changes` in the fields that they name.
+    """Returns `config` with new values, given as full name -> value.
 
-    Each dataclass is built once, with all its changes: its checks see the final values only.
+    Each dataclass is built once, with all its changes, so that its checks see only the final values.
 
     Raises:
-      STGTError: a dataclass refuses its new values.
+      STGTError: a dataclass refuses the new values.
     """
     direct = {name: value for name, value in changes.items() if "." not in name}
     for head in {name.partition(".")[0] for name in changes if "." in name}:

@@ -1,8 +1,4 @@
-"""Recipes: everything that defines a training run, as one frozen dataclass with a name.
-
-A recipe holds the options of the model, the loader and the training of one stage. `get_recipe` finds a recipe by name.
-The command line changes single fields (`experiments.recipe_fields`).
-"""
+"""Recipes: all options of the model, the data and the training of one stage, as a frozen dataclass with a name."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -35,18 +31,18 @@ class Recipe:
     data: DataConfig
     train: TrainConfig
     weights: WeightsConfig = field(default_factory=WeightsConfig)
-    needs_initial_weights: bool = False  # refuse to start from random weights; a second stage does
-    vocab_from_data: bool = False  # take qformer.vocab_size and sep_token_id from the shards; otherwise they must agree
+    needs_initial_weights: bool = False  # refuse to start from random weights, as a second stage does
+    vocab_from_data: bool = False  # take qformer.vocab_size and sep_token_id from the shards instead of comparing them
 
 
 def moving_shapes_stage1() -> Recipe:
-    """The demo's first stage: a small model, trained as a whole with VTC + VTM + VTG on the built-in clips."""
+    """The demo's first stage: all of a small model, trained with VTC + VTM + VTG on the built-in clips."""
     return Recipe(
         model=ModelConfig(
             num_frames=6,
             vision=VisionConfig(image_size=64, patch_size=16, width=96, depth=2, num_heads=4, mlp_dim=384),
-            # Most of a clip is a still background: with a lower threshold every patch is linked to every other.
-            # The time rows are as large as the ViT's tokens, which no norm follows: smaller rows would be lost in them.
+            # With a lower threshold the patches of the still background would all be connected.
+            # The ViT's tokens are not normalised: a time embedding much smaller than they are would have no effect.
             graph=GraphConfig(num_heads=4, time_embed_rows=6, time_embed_std=2.0, sim_threshold=0.8, dropout=0.0),
             qformer=QFormerConfig(max_text_length=32, width=96, depth=2, num_heads=4, mlp_dim=384, num_queries=8,
                                   dropout=0.0, sep_token_id=3),
@@ -82,11 +78,11 @@ def moving_shapes_stage2() -> Recipe:
 def paper_stage1() -> Recipe:
     """The published first stage: frozen ViT-g/14, 8 frames of 224 pixels, VTC + VTM + VTG.
 
-    The sizes of the model, the losses, AdamW's beta2 and weight decay, and the absence of gradient clipping are the
-    paper's. It does not publish its pre-training schedule or batch size. The schedule is that of BLIP-2's first stage:
-    peak learning rate 1e-4, end 1e-5, start of the warm-up 1e-6, 5000 warm-up steps, and captions of 32 tokens (the
-    default of `stgt data build`). The batch of 2048 clips and the 50,000 steps, about ten passes over 10 million clips,
-    are this project's choice. The frozen encoder needs its weights: `weights.vision`.
+    The sizes of the model, the losses, AdamW's beta2 and weight decay, and the absence of gradient clipping are from
+    the paper, which does not publish the schedule or the batch size of its pre-training. The learning rates, the
+    warm-up and the captions of 32 tokens (the default of `stgt data build`) are from the first stage of BLIP-2. The
+    batch of 2048 clips and the 50,000 steps, about ten epochs of 10 million clips, are this project's choice. The
+    frozen encoder needs weights: `weights.vision`.
     """
     return Recipe(
         model=vit_g(),
@@ -105,7 +101,7 @@ def paper_stage1() -> Recipe:
 def paper_stage2() -> Recipe:
     """The published second stage: CSAL replaces VTC, starting from the weights of the first stage.
 
-    Its schedule and batch size are not published either; they are those of `paper_stage1`.
+    Its schedule and batch size, which are not published either, are those of `paper_stage1`.
     """
     recipe = paper_stage1()
     train = dataclasses.replace(recipe.train, loss=LossConfig(contrastive="csal"))
@@ -118,10 +114,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def get_recipe(name: str, fields: Mapping[str, Any] | None = None) -> Recipe:
-    """Returns the recipe with this name, with other values in `fields`, given by their full names.
+    """Returns a recipe by its name, with new values for `fields`, given as full name -> value.
 
     Raises:
-      STGTError: there is none, and the message names the closest; or the recipe refuses a value.
+      STGTError: there is no such recipe, or it refuses a value.
     """
     if name not in RECIPES:
         raise STGTError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}")

@@ -1,7 +1,7 @@
-"""Named steps of a longer run, each done once: the demo and the ablation are lists of them.
+"""The steps of a longer run, such as the demo: a run that is started again skips those that are finished.
 
-A step that finished leaves its result and its time in `WORKDIR/steps/NAME.json`; started again, the run takes it from
-there. What the whole run was asked for is kept beside them, so that two different runs never mix in one folder.
+The result and the time of a finished step are in `WORKDIR/steps/NAME.json`. The settings of the run are beside them: a
+run with other settings is refused in the same folder.
 """
 
 import json
@@ -17,7 +17,7 @@ from stgt_jax.errors import STGTError
 
 
 class Steps:
-    """The steps of the run in `workdir`.
+    """The steps of a run in the folder `workdir`.
 
     Raises:
       STGTError: the folder holds a run with other settings.
@@ -25,9 +25,9 @@ class Steps:
 
     def __init__(self, workdir: str | Path, settings: Mapping[str, Any]) -> None:
         self.folder = Path(workdir) / "steps"
-        self.seconds: dict[str, float] = {}  # of every step so far, those of an earlier start included
+        self.seconds: dict[str, float] = {}  # of every step so far, including those of an earlier start
         path = self.folder / "settings.json"
-        settings = json.loads(json.dumps(settings))  # as the file gives them back: lists for tuples
+        settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
         if path.exists():
             _check_same(read_json(path), settings, Path(workdir))
         write_json(path, settings)
@@ -35,13 +35,13 @@ class Steps:
     def run(
         self, name: str, title: str, step: Callable[[], dict[str, Any]], output: Path | None = None
     ) -> dict[str, Any]:
-        """Returns the result of `step`, a dict for JSON: from the file where it finished before, else by running it.
+        """Returns the result of `step`, from its file if the step is finished; otherwise runs it.
 
         Args:
-          name: the step's file name.
-          title: what is printed about it.
-          step: takes nothing; must cope with what a call that was cut off left behind.
-          output: what the step writes; where it was deleted, the step runs again.
+          name: of the step's file.
+          title: text to print.
+          step: function that returns a dict for JSON. It may find the partial output of an interrupted call.
+          output: file or folder that the step writes. If it does not exist the step runs again.
         """
         path = self.folder / f"{name}.json"
         if path.exists() and (output is None or output.exists()):
@@ -68,19 +68,19 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns what a JSON file holds.
+    """Returns the contents of a JSON file.
 
     Raises:
-      STGTError: it can't be read, or is no JSON.
+      STGTError: it cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise STGTError(f"'{path}' cannot be read ({error}); delete it to go on without") from error
+        raise STGTError(f"'{path}' cannot be read ({error}); delete it to continue") from error
 
 
 def write_json(path: str | Path, figures: Mapping[str, Any]) -> None:
-    """Writes figures as JSON, whole or not at all; NaN, which JSON has not, becomes null."""
+    """Writes a JSON file atomically. NaN, which JSON does not have, becomes null."""
     file = epath.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from experiments.commands.values import format_value, type_name
 from experiments.recipe_fields import describe_fields, list_fields
 from experiments.recipes import RECIPES, get_recipe
+from experiments.tables import align
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,4 @@ class Recipes:
                 [f"--{name} {format_value(values[name])}", type_name(kind), comment]
                 for name, (kind, comment) in described.items()
             ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(align(rows))

@@ -103,7 +103,7 @@ def test_shards_that_are_not_whole_in_the_bucket_are_one_line(store, place):
 def test_store_that_cannot_be_used_is_refused_by_name(error_of, shards, tmp_path, option, place):
     folders = {"--workdir": tmp_path, "--data.shards": shards} | {option: place}
     words = [str(word) for pair in folders.items() for word in pair]
-    assert f"'{place}': of object stores only gs:// can be used" in error_of("pretrain", "moving_shapes_stage1", *words)
+    assert f"'{place}': only gs:// is supported" in error_of("pretrain", "moving_shapes_stage1", *words)
 
 
 def test_missing_extra_is_named(error_of, monkeypatch, shards):

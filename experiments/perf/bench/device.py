@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,16 @@ def describe_device(dtype: str, num_devices: int = 1) -> dict[str, Any]:
         "dtype": dtype,
         "date": datetime.datetime.now().astimezone().date().isoformat(),
     }
+
+
+def describe_run(figures: Mapping[str, Any]) -> str:
+    """Returns the device and its peak, as two lines for the head of a table."""
+    device, peak = figures["device"], figures["peak"]
+    return (
+        f"{device['device']} x {device['num_devices']}, jax {device['jax']}, {device['dtype']}, {device['date']}\n"
+        f"peak measured in this run: {peak['flops_per_second'] / 1e9:,.0f} GFLOP/s (square matrix product),"
+        f" {peak['bytes_per_second'] / 1e9:,.1f} GB/s (a + s * b)"
+    )
 
 
 def measure_peak(dtype: str, *, matrix_size: int | None = None, vector_bytes: int | None = None) -> Peak:

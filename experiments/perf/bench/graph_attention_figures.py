@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.perf.bench.table import device_line, format_table, number, peak_line
+from experiments.perf.bench.device import describe_run
+from experiments.tables import format_table, number
 
 FORWARD = "forward"
 PASSES = (FORWARD, "forward + backward")
@@ -61,7 +62,7 @@ def growth_exponent(figures: Sequence[tuple[int, float]]) -> float | None:
 
 def format_figures(figures: Mapping[str, Any]) -> str:
     """Returns the text for the figures of `bench_graph_attention`."""
-    lines = [device_line(figures["device"]), peak_line(**figures["peak"])]
+    lines = [describe_run(figures)]
     for passes in PASSES:
         rows = [row for row in figures["rows"] if row["passes"] == passes]
         lines += ["", passes, format_table([_cells(row) for row in rows], left=("implementation", "note"))]

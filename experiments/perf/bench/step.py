@@ -16,12 +16,12 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from experiments.perf.bench.device import Peak, describe_device, measure_peak
+from experiments.perf.bench.device import Peak, describe_device, describe_run, measure_peak
 from experiments.perf.bench.memory import Memory, free_memory, needed_memory
 from experiments.perf.bench.parts import PARTS, Part
-from experiments.perf.bench.table import device_line, format_table, number, peak_line
 from experiments.perf.bench.timing import time_runs, with_backward
 from experiments.recipes import Recipe
+from experiments.tables import format_table, number
 from stgt_jax.batch import Batch
 from stgt_jax.errors import STGTError
 from stgt_jax.flops import model_flops
@@ -234,8 +234,8 @@ def format_figures(figures: Figures) -> str:
         for row in [*figures["rows"], step]
     ]
     return (
-        f"{device_line(figures['device'])}\n{peak_line(**figures['peak'])}\n\n"
-        f"{format_table(table, left=('part', 'passes'))}\n\n{step['videos_per_second']:,.1f} videos/s;"
+        f"{describe_run(figures)}\n\n{format_table(table, left=('part', 'passes'))}\n\n"
+        f"{step['videos_per_second']:,.1f} videos/s;"
         f" temporaries: {step['temporary_bytes'] / 1e6:,.1f} MB on each device"
     )
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.perf.bench.table import format_table, number, shorten
 from experiments.perf.compile.chips import GIB
 from experiments.perf.compile.train_step import ADVICE
+from experiments.tables import format_table, number, shorten
 
 Figures = Mapping[str, Any]
 MEMORY = {

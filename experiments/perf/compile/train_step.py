@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.perf.bench.step import step_flops, text_length_of
-from experiments.perf.bench.table import shorten
 from experiments.perf.compile.collectives import DCN, ICI, Collective, find_collectives
 from experiments.perf.compile.flops import program_flops
 from experiments.perf.compile.hlo import Module, parse_hlo
 from experiments.perf.compile.topology import Topology, find_topology
 from experiments.perf.compile.traffic import hbm_bytes
 from experiments.recipes import Recipe
+from experiments.tables import shorten
 from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.mesh import make_mesh, slice_of

@@ -19,8 +19,8 @@ from experiments.perf.bench.graph_attention import NODE_MEAN, SIM_THRESHOLD, ben
 from experiments.perf.bench.graph_attention_figures import PASSES, Row, add_ratios, growth, growth_exponent
 from experiments.perf.bench.parts import PARTS
 from experiments.perf.bench.settings import GraphAttentionSettings
-from experiments.perf.bench.table import format_table
 from experiments.perf.bench.timing import time_runs
+from experiments.tables import format_table
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.graph_attention import adjacency
 from stgt_jax.train.state import init_params, split_params
