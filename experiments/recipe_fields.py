@@ -7,17 +7,23 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 Config = TypeVar("Config")
 
 
 class FieldText(NamedTuple):
-    """The type and the description of a field."""
+    """The type, the description and the default of a field."""
 
     kind: Any
     comment: str  # beside the field or above it
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no default."""
+        return self.default in (dataclasses.MISSING, inspect.Parameter.empty)
 
 
 def list_fields(config: object, prefix: str = "") -> dict[str, Any]:
@@ -30,23 +36,33 @@ def list_fields(config: object, prefix: str = "") -> dict[str, Any]:
 
 
 def describe_fields(config: type, prefix: str = "") -> dict[str, FieldText]:
-    """Returns the type and the comment of every field of a dataclass by its full name."""
+    """Returns the type, the comment and the default of every field of a dataclass by its full name."""
     kinds, comments = typing.get_type_hints(config), _comments(config)
     found: dict[str, FieldText] = {}
     for field in dataclasses.fields(config):
         name, kind = prefix + field.name, kinds[field.name]
+        text = FieldText(kind, comments.get(field.name, ""), field.default)
         nested = dataclasses.is_dataclass(kind)
-        found |= describe_fields(kind, f"{name}.") if nested else {name: FieldText(kind, comments.get(field.name, ""))}
+        found |= describe_fields(kind, f"{name}.") if nested else {name: text}
     return found
 
 
-def _comments(config: type) -> dict[str, str]:
+def describe_parameters(function: Callable[..., Any]) -> dict[str, FieldText]:
+    """Returns the type, the comment and the default of every parameter of a function."""
+    kinds, comments = typing.get_type_hints(function), _comments(function)
+    return {
+        name: FieldText(kinds[name], comments.get(name, ""), parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
+
+
+def _comments(source: Callable[..., Any]) -> dict[str, str]:
+    """Returns the comments beside and above the annotated names in the source of a class or a function."""
     comments: dict[str, str] = {}
     above: list[str] = []
-    classes = filter(dataclasses.is_dataclass, reversed(config.__mro__))
-    for line in "".join(map(inspect.getsource, classes)).splitlines():
+    for line in inspect.getsource(source).splitlines():
         if field := re.match(r" +(\w+): [^#]*(?:# (.*))?$", line):
-            comments[field[1]] = " ".join([*above, field[2] or ""]).strip()
+            comments.setdefault(field[1], " ".join([*above, field[2] or ""]).strip())
         above = [*above, line.strip("# ")] if re.match(" +# ", line) else []
     return comments
 

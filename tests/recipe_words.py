@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from experiments.commands.arguments import CommandParser
-from experiments.commands.bench_step import BenchStep
+from experiments.commands.bench_step import bench_step
 from experiments.recipes import Recipe, get_recipe
 
 
 def recipe_with(name: str, options: Sequence[str]) -> Recipe:
     """Returns the named recipe with `options`, words such as "--num_steps=2"."""
-    command, _ = CommandParser(BenchStep, "stgt bench step").read([name, *options])
-    assert isinstance(command, BenchStep)
-    return get_recipe(name, command.fields)
+    arguments, _ = CommandParser(bench_step, "stgt bench step").read([name, *options])
+    return get_recipe(name, arguments["fields"])

@@ -1,1 +1,1 @@
-"""The commands of `stgt`, one file each: a frozen dataclass whose fields are the options and whose `run` does it."""
+"""The commands of `stgt`, one file each: a function whose parameters are the options."""

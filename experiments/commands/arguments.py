@@ -1,22 +1,25 @@
-"""Reads a command line into a command: a frozen dataclass whose fields are the options and whose `run` does the work.
+"""Reads a command line into the arguments of a command, a function whose parameters are the options.
 
-The docstring is the help of the command, and the comment beside a field is the help of its option. Fields before
-`KW_ONLY` are positional arguments. The field `fields: RecipeFields` adds an option for every field of a recipe. The
-name of such a field may be shortened to any ending that no other has. Options may be written with `-` or `_`.
+The docstring is the help of the command, and the comment beside a parameter is the help of its option. Parameters
+before `*` are positional. A dataclass as the type of a parameter adds an option for every field of it, `RecipeFields`
+for every field of a recipe. The name of a recipe's field may be shortened to any ending that no other field has.
+Options may be written with `-` or `_`.
 """
 
 import argparse
 import dataclasses
 import functools
 import inspect
-from collections.abc import Sequence
-from typing import Any, ClassVar, NoReturn, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from experiments.commands.values import Figures, File, RecipeFields, format_value, read_value, type_name
-from experiments.recipe_fields import describe_fields
+from experiments.recipe_fields import FieldText, describe_fields, describe_parameters
 from experiments.recipes import Recipe
 from stgt_jax.checks import closest
 from stgt_jax.errors import STGTError
+
+Command = Callable[..., Figures | None]  # prints the outcome, and returns the figures that `--json` writes
 
 HELP = ("-h", "--help")
 RECIPE_HELP = (
@@ -25,55 +28,51 @@ RECIPE_HELP = (
 )
 
 
-class Command(Protocol):
-    """A dataclass that can run."""
-
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-
-    def run(self) -> Figures | None:
-        """Does the work, prints the outcome, and returns the figures that `--json` writes."""
-
-
 class CommandParser(argparse.ArgumentParser):
     """Argparse with the options of a command. A mistake raises STGTError with one line."""
 
-    def __init__(self, command: type[Command], prog: str) -> None:
+    def __init__(self, command: Command, prog: str) -> None:
         super().__init__(prog=prog, description=inspect.getdoc(command), allow_abbrev=False,
                          argument_default=argparse.SUPPRESS)  # fmt: skip
-        self.command, self.kinds = command, dict[str, Any]()
-        described = describe_fields(command)
-        for field in dataclasses.fields(command):
-            kind, help = described[field.name]
-            required = field.default is dataclasses.MISSING
-            if kind is RecipeFields:
-                self.epilog = RECIPE_HELP
-                for name, of_recipe in describe_fields(Recipe).items():
-                    self._add_option(name, of_recipe.kind, argparse.SUPPRESS)
-                continue
-            if not required and field.default not in (None, "", ()) and field.default is not False:
-                help += f" (default: {format_value(field.default)})"
-            if field.kw_only:
-                self._add_option(field.name, kind, help + " (required)" * required, required=required)
+        self.kinds: dict[str, Any] = {}  # type of every option
+        self.group: tuple[str, type] | None = None  # parameter with fields that are options, and its type
+        self.signature = inspect.signature(command)
+        for name, field in describe_parameters(command).items():
+            if field.kind is RecipeFields:
+                self.group, self.epilog = (name, dict), RECIPE_HELP
+                for full_name, of_recipe in describe_fields(Recipe).items():
+                    self._add_option(full_name, of_recipe, shown=False)
+            elif isinstance(field.kind, type) and dataclasses.is_dataclass(field.kind):
+                self.group = name, field.kind
+                for option, of_group in describe_fields(field.kind).items():
+                    self._add_option(option, of_group)
+            elif self.signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
+                self._add_option(name, field)
             else:
-                self.add_argument(field.name, metavar=field.name.upper(), nargs=None if required else "?", help=help)
-        if inspect.signature(command.run).return_annotation is not None:
-            self._add_option("json", File, "also write the figures to this file")
+                nargs = None if field.required else "?"
+                self.add_argument(name, metavar=name.upper(), nargs=nargs, help=field.comment + _default(field))
+        if self.signature.return_annotation is not None:
+            self._add_option("json", FieldText(File, "also write the figures to this file", ""))
 
-    def _add_option(self, name: str, kind: Any, help: str, *, required: bool = False) -> None:
-        self.kinds[name] = kind
+    def _add_option(self, name: str, field: FieldText, *, shown: bool = True) -> None:
+        self.kinds[name] = field.kind
+        required = field.required and shown
+        help = field.comment + (" (required)" if required else _default(field))
         self.add_argument(
-            _flag(name), dest=name, type=functools.partial(read_value, kind), nargs="?" if kind is bool else None,
-            metavar=type_name(kind), required=required, help=help.replace("%", "%%"),
+            _flag(name), dest=name, metavar=type_name(field.kind), required=required,
+            type=functools.partial(read_value, field.kind), nargs="?" if field.kind is bool else None,
+            help=help.replace("%", "%%") if shown else argparse.SUPPRESS,
         )  # fmt: skip
 
-    def read(self, words: Sequence[str]) -> tuple[Command, str | None]:
-        """Returns the command with the values of the command line, and the value of `--json`."""
+    def read(self, words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
+        """Returns the arguments of the command that the command line gives, and the value of `--json`."""
         values = vars(self.parse_args(self._with_full_names(words)))
         json = values.pop("json", None)
-        own = self.command.__dataclass_fields__
-        if "fields" in own:
-            values["fields"] = {name: values.pop(name) for name in [*values] if name not in own}
-        return self.command(**values), json
+        arguments = {name: values.pop(name) for name in self.signature.parameters if name in values}
+        if self.group:
+            name, make = self.group
+            arguments[name] = make(**values)
+        return arguments, json
 
     def error(self, message: str) -> NoReturn:
         """Raises what argparse would print."""
@@ -116,3 +115,8 @@ class CommandParser(argparse.ArgumentParser):
 def _flag(name: str) -> str:
     """The option of a name: with `-`, but a recipe's field as it is written in Python."""
     return f"--{name if '.' in name else name.replace('_', '-')}"
+
+
+def _default(field: FieldText) -> str:
+    hidden = field.required or field.default in (None, "", ()) or field.default is False
+    return "" if hidden else f" (default: {format_value(field.default)})"

@@ -1,19 +1,14 @@
 """`stgt bench graph-attention`."""
 
-from dataclasses import dataclass
-
 from experiments.commands.values import Figures
 from experiments.perf.bench.settings import GraphAttentionSettings
 
 
-@dataclass(frozen=True)
-class BenchGraphAttention(GraphAttentionSettings):
+def bench_graph_attention(*, settings: GraphAttentionSettings) -> Figures:
     """Compare the implementations of graph attention in time and memory."""
+    from experiments.perf.bench import graph_attention
+    from experiments.perf.bench.graph_attention_figures import format_figures
 
-    def run(self) -> Figures:
-        from experiments.perf.bench.graph_attention import bench_graph_attention
-        from experiments.perf.bench.graph_attention_figures import format_figures
-
-        figures = bench_graph_attention(self)
-        print(format_figures(figures))
-        return figures
+    figures = graph_attention.bench_graph_attention(settings)
+    print(format_figures(figures))
+    return figures

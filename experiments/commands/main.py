@@ -13,35 +13,35 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from experiments.commands.ablate import Ablate
+from experiments.commands.ablate import ablate
 from experiments.commands.arguments import HELP, Command, CommandParser
-from experiments.commands.bench_graph_attention import BenchGraphAttention
-from experiments.commands.bench_step import BenchStep
-from experiments.commands.compile import Compile
-from experiments.commands.data_build import DataBuild
-from experiments.commands.data_make import DataMake
-from experiments.commands.demo import Demo
-from experiments.commands.eval_retrieval import EvalRetrieval
-from experiments.commands.export import Export
-from experiments.commands.pretrain import Pretrain
-from experiments.commands.recipes import Recipes
-from experiments.commands.report import Report
+from experiments.commands.bench_graph_attention import bench_graph_attention
+from experiments.commands.bench_step import bench_step
+from experiments.commands.compile import compile
+from experiments.commands.data_build import data_build
+from experiments.commands.data_make import data_make
+from experiments.commands.demo import demo
+from experiments.commands.eval_retrieval import eval_retrieval
+from experiments.commands.export import export
+from experiments.commands.pretrain import pretrain
+from experiments.commands.recipes import recipes
+from experiments.commands.report import report
 from stgt_jax.checks import did_you_mean
 from stgt_jax.errors import Preempted, STGTError
 
-COMMANDS: dict[str, type[Command]] = {
-    "demo": Demo,
-    "data make": DataMake,
-    "data build": DataBuild,
-    "pretrain": Pretrain,
-    "eval retrieval": EvalRetrieval,
-    "export": Export,
-    "ablate": Ablate,
-    "report": Report,
-    "recipes": Recipes,
-    "bench graph-attention": BenchGraphAttention,
-    "bench step": BenchStep,
-    "compile": Compile,
+COMMANDS: dict[str, Command] = {
+    "demo": demo,
+    "data make": data_make,
+    "data build": data_build,
+    "pretrain": pretrain,
+    "eval retrieval": eval_retrieval,
+    "export": export,
+    "ablate": ablate,
+    "report": report,
+    "recipes": recipes,
+    "bench graph-attention": bench_graph_attention,
+    "bench step": bench_step,
+    "compile": compile,
 }
 
 
@@ -90,8 +90,8 @@ def _run(words: Sequence[str]) -> None:
     if any(word in HELP for word in rest):
         parser.print_help()
         return
-    command, json = parser.read(rest[1:])
-    figures = command.run()
+    arguments, json = parser.read(rest[1:])
+    figures = COMMANDS[name](**arguments)
     if json and figures is not None:
         from experiments.steps import write_json
 

@@ -1,52 +1,45 @@
 """`stgt pretrain`."""
 
 import re
-from dataclasses import KW_ONLY, dataclass
 
 from experiments.commands.values import Figures, Folder, RecipeFields
 from experiments.recipes import get_recipe
 from stgt_jax.errors import STGTError
 
 
-@dataclass(frozen=True)
-class Pretrain:
+def pretrain(
+    recipe: str,  # name of the recipe; `stgt recipes` lists them
+    *,
+    workdir: Folder,  # folder for checkpoints, metrics and logs
+    resume: bool = False,  # continue from the newest checkpoint in the workdir, if there is one
+    allow_changes: bool = False,  # resume with other options, or start from weights of another graph threshold
+    profile_steps: str = "",  # FIRST:LAST, trace these steps for TensorBoard's profiler; a start's first step compiles
+    coordinator: str = "",  # HOST:PORT of process 0, a port that is free there
+    num_processes: int | None = None,  # number of processes
+    process_id: int | None = None,  # of this process, from 0
+    heartbeat_timeout: int = 60,  # seconds after which a silent process counts as lost, and the others end
+    fields: RecipeFields,
+) -> Figures | None:
     """Train one stage.
 
     The second stage starts from the weights of the first: --weights.initial DIR, the workdir of the first. Several
-    processes train together if each is started with the same command. SLURM's srun, Open MPI and Cloud TPU slices tell
-    each process its place; elsewhere give each --coordinator, --num-processes and --process-id.
+    processes train together if each is started with the same command. With SLURM's srun, Open MPI and Cloud TPU slices
+    each process finds its place itself; elsewhere give each --coordinator, --num-processes and --process-id.
     """
+    steps = _step_range(profile_steps) if profile_steps else None
+    changed = get_recipe(recipe, fields)
+    import jax
 
-    recipe: str  # name of the recipe; `stgt recipes` lists them
-    _: KW_ONLY
-    workdir: Folder  # folder for checkpoints, metrics and logs
-    resume: bool = False  # continue from the newest checkpoint in the workdir, if there is one
-    allow_changes: bool = False  # resume with other options, or start from weights of another graph threshold
-    profile_steps: str = ""  # FIRST:LAST, trace these steps for TensorBoard's profiler; a start's first step compiles
-    coordinator: str = ""  # HOST:PORT of process 0, a port that is free there
-    num_processes: int | None = None  # number of processes
-    process_id: int | None = None  # of this process, from 0
-    heartbeat_timeout: int = 60  # seconds after which a silent process counts as lost, and the others end
-    fields: RecipeFields
+    from stgt_jax.distributed import joined
 
-    def run(self) -> Figures | None:
-        steps = _step_range(self.profile_steps) if self.profile_steps else None
-        recipe = get_recipe(self.recipe, self.fields)
-        import jax
+    with joined(coordinator, num_processes, process_id, heartbeat_timeout=heartbeat_timeout):
+        from experiments import pretrain
 
-        from stgt_jax.distributed import joined
-
-        place = self.coordinator, self.num_processes, self.process_id
-        with joined(*place, heartbeat_timeout=self.heartbeat_timeout):
-            from experiments.pretrain import pretrain
-
-            figures = pretrain(
-                recipe, self.workdir, resume=self.resume, allow_changes=self.allow_changes, profile_steps=steps
-            )
-            if jax.process_index() > 0:
-                return None
-        print("\n".join(f"{name} {value:.4g}" for name, value in figures.items()))
-        return figures
+        figures = pretrain.pretrain(changed, workdir, resume=resume, allow_changes=allow_changes, profile_steps=steps)
+        if jax.process_index() > 0:
+            return None
+    print("\n".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return figures
 
 
 def _step_range(text: str) -> tuple[int, int]:

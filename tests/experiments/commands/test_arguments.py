@@ -1,9 +1,7 @@
 """What a command line means: every value survives, every mistake is refused in one line that names it."""
 
 import argparse
-import dataclasses
-from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -13,39 +11,37 @@ from recipe_words import recipe_with
 from experiments.commands.arguments import CommandParser
 from experiments.commands.main import COMMANDS
 from experiments.commands.values import File, Folder, RecipeFields, format_value, read_value
-from experiments.recipe_fields import describe_fields, list_fields, replace_fields
+from experiments.perf.bench.settings import GraphAttentionSettings
+from experiments.recipe_fields import describe_fields, describe_parameters, list_fields, replace_fields
 from experiments.recipes import RECIPES, Recipe, get_recipe
 from stgt_jax.errors import STGTError
 
 
-@dataclass(frozen=True)
-class Example:
+def example(
+    word: str = "none given",  # positional
+    *,
+    needed: str,  # without a default
+    num_clips: int = 10,  # 100 % of them
+    rate: float = 0.5,  # of something
+    switch: bool = False,  # on or off
+    limit: int | None = None,  # at most
+    scale: tuple[float, float] = (0.5, 1.0),  # low and high
+    sizes: tuple[int, ...] = (),  # any number of them
+    parts: int | Literal["auto"] = 1,  # number or word
+    loss: Literal["vtc", "csal"] | None = None,  # one of two
+    fields: RecipeFields,
+) -> None:
     """Has an option of every type."""
 
-    word: str = "none given"  # positional
-    _: KW_ONLY
-    needed: str  # without a default
-    num_clips: int = 10  # 100 % of them
-    rate: float = 0.5  # of something
-    switch: bool = False  # on or off
-    limit: int | None = None  # at most
-    scale: tuple[float, float] = (0.5, 1.0)  # low and high
-    sizes: tuple[int, ...] = ()  # any number of them
-    parts: int | Literal["auto"] = 1  # number or word
-    loss: Literal["vtc", "csal"] | None = None  # one of two
-    fields: RecipeFields
 
-    def run(self) -> None:
-        """Does nothing."""
+PARSER = CommandParser(example, "stgt example")
 
 
-PARSER = CommandParser(Example, "stgt example")
-
-
-def read(*words: str) -> Example:
-    command, json = PARSER.read(["--needed=x", *words])
-    assert isinstance(command, Example) and json is None
-    return command
+def read(*words: str) -> dict[str, Any]:
+    """Returns the arguments but for `needed=x`, and `fields` only if there are any."""
+    arguments, json = PARSER.read(["--needed=x", *words])
+    assert json is None
+    return {name: value for name, value in arguments.items() if (name, value) not in (("needed", "x"), ("fields", {}))}
 
 
 def error_of(*words: str) -> str:
@@ -123,7 +119,7 @@ def test_words_are_read_or_refused(words, expected):
     if isinstance(expected, str):
         assert expected in error_of(*words)
     else:
-        assert read(*words) == Example(**{"needed": "x", "fields": {}, **expected})
+        assert read(*words) == expected
 
 
 def test_missing_option_is_named():
@@ -146,14 +142,15 @@ def test_help_shows_description_types_defaults_and_comments():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_has_a_help_text(name):
-    assert all(text.comment for field, text in describe_fields(COMMANDS[name]).items() if field != "fields")
+    described = describe_parameters(COMMANDS[name]) | describe_fields(GraphAttentionSettings)
+    assert all(text.comment for option, text in described.items() if option not in ("fields", "settings"))
     assert len((COMMANDS[name].__doc__ or "").splitlines()[0]) in range(10, 95)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_option_of_a_command_has_no_other_meaning_in_a_recipe(name):
     names = {full.rpartition(".")[2] for full in describe_fields(Recipe)} - {"shards"}  # the same in both
-    own = {field.name for field in dataclasses.fields(COMMANDS[name])}
+    own = describe_parameters(COMMANDS[name]).keys()
     assert "fields" not in own or not own & names
     assert "batch_size" not in own
 
@@ -168,7 +165,8 @@ def test_values_listed_can_be_given_back(name):
 @given(st.integers(1, 10**9), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.text())
 def test_every_value_survives_the_way_through_text(number, rate, switch, text):
     words = [f"--num-clips={number}", f"--rate={rate}", f"--switch={switch}", f"--needed={text}"]
-    assert read(*words) == Example(needed=text, num_clips=number, rate=rate, switch=switch, fields={})
+    given = {"num_clips": number, "rate": rate, "switch": switch, "needed": text}
+    assert PARSER.read(words)[0] == given | {"fields": {}}
 
 
 def test_folder_and_file_that_cannot_be_written_are_refused(tmp_path):

@@ -151,8 +151,8 @@ def test_command_without_an_output_runs():
 def test_log_line_appears_once_though_the_root_logger_has_a_handler():
     code = """
 import logging
-from experiments.commands.recipes import Recipes
-Recipes.run = lambda self: logging.getLogger("stgt_jax.models").info("a line of the log")
+from experiments.commands import recipes
+recipes.align = lambda rows: logging.getLogger("stgt_jax.models").info("a line of the log")
 logging.basicConfig()  # as an import of Orbax does
 sys.exit(main(["recipes"]))
 """
