@@ -1,11 +1,9 @@
-"""The end of the demo: measures its model on the test clips, frames in order and out of order, and draws the report.
+"""The last step of the demo: measures retrieval with frames in order and shuffled, and draws the report.
 
-`stgt report` runs it again on a finished demo, for instance after `stgt ablate --workdir WORKDIR/ablation`, whose table
-the page then shows.
+`stgt report` repeats it on a finished demo, for example to add the table of `stgt ablate --workdir WORKDIR/ablation`.
 """
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,14 +32,13 @@ REPORT_NAME = "report.html"
 
 
 def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
-    """Writes WORKDIR/report.html from the folder of a demo whose second stage is trained.
+    """Measures the model of a demo's second stage, and writes WORKDIR/report.html.
 
     Returns:
-      `RetrievalResult.to_dict` for "frames in order" and for "frames shuffled", and the text table of the time-order
-      control, "time_order_table".
+      `RetrievalResult.to_dict` for "frames in order" and "frames shuffled", and the text table "time_order_table".
 
     Raises:
-      STGTError: the folder is not that of such a demo.
+      STGTError: the folder holds no demo with a trained second stage.
     """
     workdir = local_path(workdir)
     checkpoint, shards = workdir / STAGES[-1], workdir / "shards"
@@ -49,10 +46,7 @@ def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
         if not folder.is_dir():
             raise STGTError(f"'{workdir}' is no finished demo, it has no folder {folder.name}; run `stgt demo` first")
     measure = functools.partial(retrieval, checkpoint, shards, split=TEST_SPLIT, k_test=K_TEST, batch_size=BATCH)
-    results = {
-        "frames in order": measure(),
-        "frames shuffled": measure(shuffle_frames=True),
-    }
+    results = {"frames in order": measure(), "frames shuffled": measure(shuffle_frames=True)}
     write_report(workdir / REPORT_NAME, _inputs(workdir, results))
     figures: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}
     return figures | {"time_order_table": format_time_order(results)}
@@ -80,7 +74,7 @@ def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInpu
 
 
 def _gallery(data: DataConfig, config: ModelConfig, video_ids: tuple[str, ...]) -> np.ndarray:
-    """Returns the clips uint8 [V, T, H, W, 3] in the order of `video_ids`."""
+    """Returns the clips, uint8 [V, T, H, W, 3], in the order of `video_ids`."""
     clips: dict[str, np.ndarray] = {}
     for batch in _test_batches(data, config):
         for video_id, video in zip(batch["video_id"], batch["video"], strict=True):
@@ -90,8 +84,8 @@ def _gallery(data: DataConfig, config: ModelConfig, video_ids: tuple[str, ...]) 
 
 def _pictures(data: DataConfig, encoder: Encoder) -> Pictures | None:
     batches = _test_batches(data, encoder.model.config)
-    first = next(itertools.islice(batches, 1))
-    batches.close()  # type: ignore[attr-defined]  # a generator, whose reader stops here
+    first = next(batches)
+    batches.close()  # type: ignore[attr-defined]  # a generator with open workers
     return collect_pictures(encoder, first)
 
 
@@ -101,6 +95,6 @@ def _test_batches(data: DataConfig, config: ModelConfig) -> Iterator[dict[str, n
 
 
 def _seconds(workdir: Path) -> dict[str, str]:
-    """How long the demo's steps took, from the files they left."""
+    """Returns the seconds of the demo's finished steps."""
     files = {name: workdir / "steps" / f"{name}.json" for name in ("clips", "shards", *STAGES)}
     return {f"{name}, seconds": f"{read_json(file)['seconds']:.0f}" for name, file in files.items() if file.exists()}

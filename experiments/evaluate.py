@@ -1,4 +1,4 @@
-"""Evaluations of a checkpoint on a shard set: what `stgt eval` runs, and the last step of the demo and the ablation."""
+"""Evaluation of a model on a split of a shard set."""
 
 import logging
 from pathlib import Path
@@ -26,18 +26,18 @@ def retrieval(
     batch_size: int,
     shuffle_frames: bool = False,
 ) -> RetrievalResult:
-    """Retrieval with the weights of a checkpoint over a whole split.
+    """Measures retrieval over all clips and captions of a split.
 
     Args:
-      checkpoint: the folder or the name of a model, as for `stgt_jax.load`.
-      shards: shard set folder.
+      checkpoint: folder or name of a model, as for `stgt_jax.load`.
+      shards: folder of a shard set.
       split: of the shard set.
       k_test: candidates of each query that are re-ranked.
       batch_size: clips encoded at a time.
-      shuffle_frames: the control for whether the model sees time: each clip's frames out of order.
+      shuffle_frames: shuffle the frames of every clip, to test whether the model uses their order.
 
     Raises:
-      STGTError: no such checkpoint or shards, or shards that do not fit the model (`check_shards`).
+      STGTError: the checkpoint or the shards do not exist, or do not fit each other (`check_shards`).
     """
     check_storage(checkpoint, shards)
     check_shards(read_run(model_folder(checkpoint)), shards, split)
@@ -54,13 +54,10 @@ def retrieval(
 
 
 def check_shards(run: Run, shards: str | Path, split: str) -> None:
-    """Checks that a split means to a run's model what the clips of its training meant.
-
-    Frames that were prepared in another way than those of the training are no error, but may lower the scores: this is
-    logged.
+    """Checks that a split fits the model of a run, and logs a warning if its frames were prepared in another way.
 
     Raises:
-      STGTError: no such shards, another vocabulary, or captions longer than the model reads.
+      STGTError: the split does not exist, or has another vocabulary or longer captions than the model.
     """
     settings, longest = open_shards(shards, split).settings, run.model.qformer.max_text_length
     check_vocabulary(run, shards, settings.vocab_sha256)
@@ -73,6 +70,6 @@ def check_shards(run: Run, shards: str | Path, split: str) -> None:
         given, trained = getattr(settings, option), getattr(run.preparation, option)
         if given != trained:
             _log.warning(
-                "warning: '%s' was built with %s=%s, the shards of the training with %s=%s; this may lower the scores",
+                "warning: '%s' was built with %s=%s, the training shards with %s=%s; this may lower the scores",
                 shards, option, given, option, trained,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Export of a trained model, with a record of how it was made and what it scores: what `stgt export` runs."""
+"""Exports a trained model with a record of its origin: the command, the commit and the scores."""
 
 import subprocess
 from pathlib import Path
@@ -17,29 +17,25 @@ ORIGIN_NAME = "origin.json"
 def export_checkpoint(
     checkpoint: str | Path, folder: str | Path, *, shards: str | Path = "", split: str = "test", made_by: str = ""
 ) -> dict[str, Any]:
-    """Writes the model of a checkpoint to a folder of its own.
+    """Writes the model of a checkpoint to a folder.
 
     Args:
-      checkpoint: the folder of a training (its newest checkpoint) or of one checkpoint.
-      folder: to write to.
+      checkpoint: folder of a training (its newest checkpoint) or of one checkpoint.
+      folder: folder to write to.
       shards: shard set to measure retrieval on; empty to measure nothing.
       split: of the shard set.
       made_by: command that trained the model.
 
     Returns:
-      What origin.json holds: command, commit of this code ("-dirty" if files differ from it), name of the checkpoint
-      and, if they were measured, split and figures (`RetrievalResult.to_dict`).
+      The contents of origin.json: command, commit of this code ("-dirty" if files differ from it), name of the
+      checkpoint and, if retrieval was measured, split and figures (`RetrievalResult.to_dict`).
 
     Raises:
-      STGTError: no such checkpoint or shards, or shards that do not fit the model.
+      STGTError: the checkpoint or the shards do not exist, or do not fit each other.
     """
     check_storage(checkpoint, folder, shards)
     run = read_run(checkpoint)
-    origin: dict[str, Any] = {
-        "command": made_by,
-        "commit": _commit(),
-        "checkpoint": checkpoint_folder(checkpoint).name,
-    }
+    origin: dict[str, Any] = {"command": made_by, "commit": _commit(), "checkpoint": checkpoint_folder(checkpoint).name}
     if shards:
         result = retrieval(checkpoint, shards, split=split, k_test=32, batch_size=32)
         origin |= {"split": split, "figures": result.to_dict()}
@@ -49,7 +45,7 @@ def export_checkpoint(
 
 
 def _commit() -> str:
-    """The commit of the checkout that this file belongs to; empty if it belongs to none."""
+    """Returns the commit of the checkout that contains this file, or the empty string if there is none."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)

@@ -38,21 +38,21 @@ def pretrain(
     allow_changes: bool = False,
     profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, float]:
-    """Trains the stage that `recipe` describes.
+    """Trains one stage.
 
     Args:
-      recipe: with data.shards set.
-      workdir: gets checkpoints, logs and metrics; a local folder, or one in a bucket.
+      recipe: of the stage, with data.shards set.
+      workdir: folder for checkpoints, logs and metrics; local or in a bucket.
       resume: continue from the newest checkpoint in `workdir`.
-      allow_changes: resume although options of the training or the data have changed; start from weights that were
+      allow_changes: resume although options of the training or the data have changed, or start from weights that were
         trained with another graph threshold or number of frames.
-      profile_steps: first and last step of which a trace goes to WORKDIR/tensorboard.
+      profile_steps: first and last step of a trace, which is written to WORKDIR/tensorboard.
 
     Returns:
-      The last step's losses and, named "validation/...", the last validation's scores.
+      The losses of the last step and the scores of the last validation, named "validation/...".
 
     Raises:
-      STGTError: shards, weights or devices that are missing or do not fit the recipe; a bucket that does not answer.
+      STGTError: shards, weights or devices are missing or do not fit the recipe, or a bucket cannot be reached.
     """
     check_storage(workdir, recipe.data.shards, recipe.weights.initial, recipe.weights.vision)
     is_new = not has_checkpoint(workdir)
@@ -101,7 +101,7 @@ def pretrain_step(steps: Steps, name: str, recipe: Recipe, workdir: Path) -> dic
 
 
 def fit_to_shards(recipe: Recipe) -> Recipe:
-    """Returns the recipe, with the vocabulary of its shard set if it asks for that; refuses shards that do not fit.
+    """Checks that the shards fit the recipe; returns it, with their vocabulary if `vocab_from_data` is set.
 
     Raises:
       STGTError: data.shards is not set, the shard set is missing or damaged, or it has another vocabulary or longer
@@ -131,15 +131,15 @@ def fit_to_shards(recipe: Recipe) -> Recipe:
 
 
 def stage_recipe(name: str, fields: Mapping[str, Any], fixed: Mapping[str, Any]) -> Recipe:
-    """Returns a named recipe with the user's values in its fields, and those that the calling command sets itself.
+    """Returns the recipe of one stage of a longer run.
 
     Args:
       name: of the recipe.
-      fields: full name -> value, as the user gave them.
-      fixed: likewise, as the command needs them.
+      fields: the user's values, full name -> value.
+      fixed: values that the calling command sets, likewise. The user cannot change them.
 
     Raises:
-      STGTError: a value that the recipe refuses, one for a field that the command sets, or weights that are missing.
+      STGTError: the recipe refuses a value, the user sets a fixed field, or weights are missing.
     """
     for field in fixed.keys() & fields.keys():
         raise STGTError(f"--{field} is set by this command itself; leave it out, or use `stgt pretrain`")
@@ -182,7 +182,7 @@ def _validation_split(shards: str) -> str | None:
 
 
 def _initial_params(recipe: Recipe) -> Callable[[Mesh], Any] | None:
-    """Returns the function from the mesh to the parameters to start from; None for random ones."""
+    """Returns a function from the mesh to the initial parameters, or None for random ones."""
     if recipe.weights == WeightsConfig():
         return None
     return functools.partial(initial_params, recipe.weights, recipe.model, recipe.train.seed)
@@ -198,12 +198,12 @@ def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
     if split is None:
         return None
     frames = {"num_frames": config.num_frames, "image_size": config.vision.image_size}
-    eval_batches(recipe.data, split, VALIDATION_BATCH, **frames)  # an error is to come now, not at the first validation
+    eval_batches(recipe.data, split, VALIDATION_BATCH, **frames)  # raises now rather than at the first validation
 
     def evaluate(params: Any) -> dict[str, float]:
         mesh = jax.tree.leaves(params)[0].sharding.mesh
         encoder = Encoder(config, params, mesh=mesh, batch_size=VALIDATION_BATCH)
-        # One candidate a query: re-ranking takes most of the time, and similarity alone tells how training goes.
+        # Similarity is enough to follow the training. Re-ranking would take most of the time, so k_test is 1.
         result = evaluate_retrieval(encoder, eval_batches(recipe.data, split, encoder.batch_size, **frames), k_test=1)
         time_order = time_order_metrics(result)["similarity"]
         twins = {"twin_accuracy": time_order["twin_accuracy"]} if time_order["num_texts"] else {}

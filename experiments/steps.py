@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from stgt_jax.errors import STGTError
+from stgt_jax.run_folder import write_whole
 
 
 class Steps:
@@ -83,9 +84,7 @@ def write_json(path: str | Path, figures: Mapping[str, Any]) -> None:
     """Writes a JSON file atomically. NaN, which JSON does not have, becomes null."""
     file = epath.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(_without_nan(figures), indent=2) + "\n")
-    partial.replace(file)
+    write_whole(file, (json.dumps(_without_nan(figures), indent=2) + "\n").encode())
 
 
 def _without_nan(value: Any) -> Any:

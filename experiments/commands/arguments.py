@@ -29,7 +29,7 @@ RECIPE_HELP = (
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Argparse with the options of a command. A mistake raises STGTError with one line."""
+    """The parser of a command's options. A mistake raises STGTError with one line."""
 
     def __init__(self, command: Command, prog: str) -> None:
         super().__init__(prog=prog, description=inspect.getdoc(command), allow_abbrev=False,
@@ -65,7 +65,7 @@ class CommandParser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def read(self, words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
-        """Returns the arguments of the command that the command line gives, and the value of `--json`."""
+        """Parses a command line to the arguments of the command and the value of `--json`."""
         values = vars(self.parse_args(self._with_full_names(words)))
         json = values.pop("json", None)
         arguments = {name: values.pop(name) for name in self.signature.parameters if name in values}
@@ -75,11 +75,11 @@ class CommandParser(argparse.ArgumentParser):
         return arguments, json
 
     def error(self, message: str) -> NoReturn:
-        """Raises what argparse would print."""
+        """Raises the message that argparse would print."""
         raise STGTError(message if message.endswith("?") else f"{message}; see `{self.prog} --help`")
 
     def _with_full_names(self, words: Sequence[str]) -> list[str]:
-        """Writes every option as `--full-name=value`, so that a value may begin with a dash."""
+        """Rewrites every option as `--full-name=value`, so that values may begin with a dash."""
         rest, written = list(words), []
         while rest:
             word = rest.pop(0)
@@ -106,14 +106,14 @@ class CommandParser(argparse.ArgumentParser):
             return found[0]
         if found:
             raise STGTError(f"option {flag} could be {' or '.join(map(_flag, found))}; write one of them")
-        # The last part of each name is compared too: a misspelt ending is far from every full name.
+        # A misspelt ending is not close to any full name, so the last parts are compared too.
         near = closest(name, [*self.kinds, *(full.rpartition(".")[2] for full in self.kinds)])
         meant = _flag(near) if near in self.kinds else f"--{near}"
         self.error(f"unknown option {flag}" + (f"; did you mean '{meant}'?" if near else ""))
 
 
 def _flag(name: str) -> str:
-    """The option of a name: with `-`, but a recipe's field as it is written in Python."""
+    """Returns the option for a name: with `-`, except for the fields of a recipe."""
     return f"--{name if '.' in name else name.replace('_', '-')}"
 
 

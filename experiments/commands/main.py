@@ -1,8 +1,8 @@
-"""The entry point of `stgt`: finds the command, runs it, and turns an error into one line and an exit status.
+"""The entry point of `stgt`: runs a command and turns an error into one line and an exit status.
 
-The statuses: 0 if all is done, or a training stopped because it was asked to; 2 for a mistake that the user can
-correct; 130 if interrupted; 141 if the reader of the output has closed it, as `head` does. A command imports jax and
-other slow libraries in its `run`, so that `--help` and mistakes are answered at once.
+The statuses are 0 for success or a training that was preempted, 2 for a user error, 130 for an interrupt, and 141 if
+the reader of the output has closed it, as `head` does. Commands import jax and other slow libraries only when they run,
+so that `--help` and mistakes are answered at once.
 """
 
 import contextlib
@@ -47,14 +47,13 @@ COMMANDS: dict[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one `stgt` command; returns its exit status."""
-    # A command loads the programs that earlier ones compiled, for example to resume a run. Without a home folder there
-    # is no place to keep them, and each command compiles its own.
+    # Commands share a cache of compiled programs. A user without a home folder has none.
     with contextlib.suppress(RuntimeError):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "stgt_jax"))
     try:
         with _log_lines_on_standard_error():
             _run(sys.argv[1:] if argv is None else argv)
-        print(end="", flush=True)  # here, where a closed output is noticed, not at exit
+        print(end="", flush=True)  # raises BrokenPipeError here rather than at exit
     except Preempted as stop:
         print(f"stgt: {stop}", file=sys.stderr)
     except STGTError as error:
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _output_is_closed():
             raise
-        # When Python exits it writes what is left in its buffers, which would fail again.
+        # Python flushes its buffers at exit, which would fail again.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
@@ -106,12 +105,12 @@ def _overview(names: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def _log_lines_on_standard_error() -> Iterator[None]:
-    """Shows each line that the package logs once, for example which kernel runs."""
+    """Writes the log of the package to standard error, for example which kernel runs."""
     logger, handler = logging.getLogger("stgt_jax"), logging.StreamHandler()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # importing Orbax gives the root logger a handler, which would write every line again
+    logger.propagate = False  # Orbax adds a handler to the root logger, which would repeat every line
     try:
         yield
     finally:
@@ -121,7 +120,7 @@ def _log_lines_on_standard_error() -> Iterator[None]:
 
 
 def _output_is_closed() -> bool:
-    """Returns whether the reader of standard output or standard error has closed it."""
+    """Returns whether standard output or standard error is closed at its other end."""
     poll = select.poll()
     poll.register(1, 0)
     poll.register(2, 0)

@@ -1,4 +1,4 @@
-"""The types of a command's fields, and their values as text: how the command line shows, reads and checks them."""
+"""Reads and shows the values of options, according to the types of a command's parameters."""
 
 import argparse
 import contextlib
@@ -10,16 +10,16 @@ from typing import Any, Literal, NewType
 
 from stgt_jax.checks import did_you_mean, literal_choices
 
-Figures = dict[str, Any]  # what a command measured
+Figures = dict[str, Any]  # results of a command
 RecipeFields = NewType("RecipeFields", dict[str, Any])  # full name -> new value, for `replace_fields`
-Folder = NewType("Folder", str)  # a folder to write to
-File = NewType("File", str)  # a file to write
+Folder = NewType("Folder", str)  # a folder that can be written to
+File = NewType("File", str)  # a file that can be written
 
 WORDS: dict[Any, dict[str, Any]] = {bool: {"true": True, "false": False}, types.NoneType: {"none": None}}
 
 
 def type_name(kind: Any) -> str:
-    """Returns how a type is shown: `int`, `true|false`, `int|auto`, `float,float`, `int,...`."""
+    """Returns the name of a type for the help, such as `int`, `true|false`, `int|auto`, `float,float` or `int,...`."""
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         return "|".join(parts)
@@ -38,10 +38,10 @@ def format_value(value: Any) -> str:
 
 
 def read_value(kind: Any, text: str) -> Any:
-    """Returns the value of the type `kind` that `text` stands for.
+    """Converts text to a value of the type `kind`.
 
     Raises:
-      argparse.ArgumentTypeError: it stands for none, or for a file or folder that cannot be written.
+      argparse.ArgumentTypeError: the text does not fit the type, or the file or folder cannot be written.
     """
     try:
         return _value(kind, text)
@@ -61,7 +61,7 @@ def _value(kind: Any, text: str) -> Any:
         texts = [part for part in text.strip("()").split(",") if part]
         kinds = parts[:1] * len(texts) if parts[-1] is ... else parts
         return tuple(read_value(part, text) for part, text in zip(kinds, texts, strict=True))
-    if parts:  # of a union: the first type that the text fits, and any text fits str
+    if parts:  # a union: the first type that fits; str, which fits any text, is tried last
         for part in sorted(parts, key=lambda part: part is str):
             with contextlib.suppress(ValueError, KeyError):
                 return _value(part, text)
@@ -75,12 +75,12 @@ def _value(kind: Any, text: str) -> Any:
 
 
 def _check_writable(path: str, kind: Any) -> None:
-    """Refuses what cannot be written before any work is done for it. A bucket is asked later, by the command."""
+    """Raises ArgumentTypeError if a path cannot be written, before any work. Commands check buckets themselves."""
+    if "://" in path:
+        return
     folder = os.path.abspath(path if kind is Folder else os.path.dirname(path))
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
-    if "://" in path:
-        return
     if kind is File and os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"'{path}' is a folder; name a file")
     if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):

@@ -1,17 +1,17 @@
-# Sourced by the scripts beside it. `arguments` are the words for `stgt pretrain`; `dry_run` is empty or not.
+# Shared by the launch scripts. Sets `arguments` for stgt, and `dry_run`, which is empty without --dry-run.
 
-# Ends the script with one line.
+# Prints an error and exits.
 fail() {
   echo "${0##*/}: error: $1" >&2
   exit 2
 }
 
-# need NAME WHAT: the environment variable NAME must be set.
+# need NAME DESCRIPTION: fails if the environment variable NAME is not set.
 need() {
   [[ -n ${!1:-} ]] || fail "set $1, $2; the head of $0 lists all settings"
 }
 
-# The words as one line that a shell reads back as the same words.
+# Quotes words for a shell.
 quote() {
   local word line='' escaped="'\\''"
   for word; do
@@ -23,7 +23,7 @@ quote() {
   echo "${line% }"
 }
 
-# Runs a command; with --dry-run it is printed instead.
+# Runs a command, or prints it with --dry-run.
 run() {
   if [[ $dry_run ]]; then quote "$@"; else "$@"; fi
 }
@@ -34,5 +34,5 @@ if [[ ${1:-} == --dry-run ]]; then
   shift
 fi
 [[ $# -gt 0 && $1 != -* ]] || fail "name a recipe: $0 [--dry-run] RECIPE --workdir gs://BUCKET/RUN [OPTION ...]"
-# A start after a cut-off goes on; where there is no checkpoint yet, --resume starts anew.
+# --resume continues an interrupted run, and starts a new one if there is no checkpoint.
 arguments=(pretrain "$@" --resume)

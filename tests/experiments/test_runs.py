@@ -77,7 +77,7 @@ def test_frames_prepared_in_another_way_are_scored_with_a_warning(trained_run, o
     assert main(evaluate(trained_run, other_clips)) == 0
     told = capsys.readouterr()
     assert "text to video" in told.out
-    assert f"'{other_clips}' was built with resize=40, the shards of the training with resize=32" in told.err
+    assert f"'{other_clips}' was built with resize=40, the training shards with resize=32" in told.err
 
 
 def test_captions_longer_than_the_model_reads_are_refused(trained_run, shards, tmp_path, error_of):

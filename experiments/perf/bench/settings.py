@@ -3,8 +3,8 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
+from stgt_jax.checks import check
 from stgt_jax.config import GraphImplementation
-from stgt_jax.errors import STGTError
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,5 @@ class GraphAttentionSettings:
         positive = ("width", "num_heads", "patches", "batch", "repeats", "seconds_limit")
         values = {"frames": min(self.frames, default=0)} | {name: getattr(self, name) for name in positive}
         for name, value in values.items():
-            if value <= 0:
-                raise STGTError(f"--{name.replace('_', '-')}={value} must be greater than 0")
-        if self.width % self.num_heads:
-            raise STGTError(f"--num-heads={self.num_heads} does not divide --width={self.width}")
+            check(value > 0, f"--{name.replace('_', '-')}={value} must be greater than 0")
+        check(self.width % self.num_heads == 0, f"--num-heads={self.num_heads} does not divide --width={self.width}")

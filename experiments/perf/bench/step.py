@@ -23,7 +23,7 @@ from experiments.perf.bench.timing import time_runs, with_backward
 from experiments.recipes import Recipe
 from experiments.tables import format_table, number
 from stgt_jax.batch import Batch
-from stgt_jax.errors import STGTError
+from stgt_jax.checks import check
 from stgt_jax.flops import model_flops
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import shard_batch
@@ -54,8 +54,7 @@ def bench_step(recipe: Recipe, *, repeats: int, text_length: int | None, peak: P
         is free.
     """
     text_length = text_length_of(recipe, text_length)
-    if repeats < 1:
-        raise STGTError(f"--repeats={repeats} must be greater than 0")
+    check(repeats > 0, f"--repeats={repeats} must be greater than 0")
     model = STGT(recipe.model)
     mesh = mesh_for(model, recipe.train)
     peak = peak or measure_peak(recipe.model.dtype)
@@ -82,8 +81,8 @@ def text_length_of(recipe: Recipe, text_length: int | None) -> int:
     """
     longest = recipe.model.qformer.max_text_length
     text_length = min(TEXT_LENGTH, longest) if text_length is None else text_length
-    if not 2 <= text_length <= longest:
-        raise STGTError(f"--text-length={text_length} must lie in [2, model.qformer.max_text_length={longest}]")
+    fits = 2 <= text_length <= longest
+    check(fits, f"--text-length={text_length} must lie in [2, model.qformer.max_text_length={longest}]")
     return text_length
 
 
@@ -122,11 +121,11 @@ def _time_whole(recipe: Recipe, model: STGT, mesh: Mesh, text_length: int, repea
 
 def _check_fits(memory: Memory) -> None:
     free = free_memory(jax.devices()[0])
-    if memory.total > free:
-        raise STGTError(
-            f"the step needs {memory.total / 1e9:.3g} GB on a device and {free / 1e9:.3g} GB are free; lower"
-            " --train.batch_size, or raise --train.accumulation_steps"
-        )
+    check(
+        memory.total <= free,
+        f"the step needs {memory.total / 1e9:.3g} GB on a device and {free / 1e9:.3g} GB are free; lower"
+        " --train.batch_size, or raise --train.accumulation_steps",
+    )
 
 
 def _time_parts(

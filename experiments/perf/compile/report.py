@@ -55,16 +55,16 @@ def _held_whole(arrays: Sequence[Figures]) -> str:
     if not arrays:
         return ""
     return (
-        f"\nof the state every device holds {_mega(sum(one['bytes'] for one in arrays))} MB whole, small arrays: the"
-        f" largest is {arrays[0]['name']}, {arrays[0]['bytes'] / 1e6:,.2f} MB"
+        f"\nreplicated on every device: {_mega(sum(one['bytes'] for one in arrays))} MB of the state; the largest array"
+        f" is {arrays[0]['name']}, {arrays[0]['bytes'] / 1e6:,.2f} MB"
     )
 
 
 def _flops(flops: Figures) -> str:
     loops = flops["loops_of_unknown_length"]
     return (
-        f"GFLOP a device and step: {flops['program'] / 1e9:,.1f} in the program, {flops['model'] / 1e9:,.1f} the"
-        f" model's own; ratio {flops['ratio']:.2f}" + (f" ({loops} loops of unknown length counted once)" * bool(loops))
+        f"GFLOP of a device in a step: {flops['program'] / 1e9:,.1f} in the program, {flops['model'] / 1e9:,.1f} in the"
+        f" model; ratio {flops['ratio']:.2f}" + (f" ({loops} loops of unknown length counted once)" * bool(loops))
     )
 
 
@@ -78,7 +78,7 @@ def _collectives(totals: Sequence[Figures]) -> str:
         }
         for one in totals
     ]
-    return format_table(rows, left=("collective", "link")) if rows else "nothing is sent between devices"
+    return format_table(rows, left=("collective", "link")) if rows else "no communication between devices"
 
 
 def _largest(largest: Figures) -> list[str]:
@@ -107,7 +107,7 @@ def _roofline(roofline: Figures) -> str:
     return (
         "a step takes at least max(FLOPs / peak, memory bytes / bandwidth, ICI bytes / bandwidth) ="
         f" max({times}) ms{dcn}\nat most {roofline['videos_per_second']:,.0f} videos/s,"
-        f" {100 * roofline['model_flops_share']:.1f} % of the peak for the model's own FLOPs"
+        f" {100 * roofline['model_flops_share']:.1f} % of the peak FLOP/s in the model"
     )
 
 

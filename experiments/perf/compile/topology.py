@@ -9,6 +9,7 @@ import jax
 from jax.experimental import topologies
 
 from experiments.perf.compile.chips import CHIPS, Chip, parse_topology
+from stgt_jax.checks import check
 from stgt_jax.errors import STGTError
 
 # Without these libtpu looks for a local TPU and cannot be loaded by two processes.
@@ -25,15 +26,15 @@ class Topology:
     devices: tuple[jax.Device, ...]
 
     @property
-    def devices_per_chip(self) -> int:
-        """2 on tpu7x, where JAX sees each core as a device; else 1."""
-        return len(self.devices) // self.num_chips
-
-    @property
     def device(self) -> Chip:
-        """The specifications of one device."""
-        chip = CHIPS[self.name.partition(":")[0]]
-        return Chip(*(value / self.devices_per_chip for value in dataclasses.astuple(chip)))
+        """The specifications of one device: a chip, or on tpu7x one of its two cores."""
+        chip, devices_per_chip = CHIPS[self.name.partition(":")[0]], len(self.devices) // self.num_chips
+        return Chip(*(value / devices_per_chip for value in dataclasses.astuple(chip)))
+
+    def to_dict(self) -> dict[str, str | int]:
+        """Returns the name and the numbers of slices, chips and devices, for JSON."""
+        numbers = {"num_slices": self.num_slices, "num_chips": self.num_chips, "num_devices": len(self.devices)}
+        return {"name": self.name, **numbers}
 
 
 def find_topology(name: str, num_slices: int = 1) -> Topology:
@@ -43,10 +44,9 @@ def find_topology(name: str, num_slices: int = 1) -> Topology:
       STGTError: libtpu is not installed or knows no such slice, or num_slices is not positive.
     """
     generation, num_chips = parse_topology(name)
-    if num_slices < 1:
-        raise STGTError(f"--num-slices={num_slices} must be greater than 0")
-    if importlib.util.find_spec("libtpu") is None:
-        raise STGTError("compiling for a TPU needs the TPU's compiler: pip install libtpu")
+    check(num_slices > 0, f"--num-slices={num_slices} must be greater than 0")
+    has_compiler = importlib.util.find_spec("libtpu") is not None
+    check(has_compiler, "compiling for a TPU needs the TPU's compiler: pip install libtpu")
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
     try:

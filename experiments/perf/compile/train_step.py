@@ -77,12 +77,7 @@ def compile_recipe(
     collectives = find_collectives(module, [slice_of(device) for device in mesh.devices.flat])
     flops = {"program": program_flops(module), "model": sum(step_flops(recipe, text_length).values()) / mesh.size}
     return {
-        "topology": {
-            "name": topology.name,
-            "num_slices": num_slices,
-            "num_chips": topology.num_chips,
-            "num_devices": mesh.size,
-        },
+        "topology": topology.to_dict(),
         "jax": jax.__version__,
         "mesh": dict(mesh.shape),
         "batch_size": recipe.train.batch_size,
@@ -163,23 +158,15 @@ def _held_whole(state: Any, compiled: jax.stages.Compiled, mesh: Mesh) -> list[F
 def _memory(compiled: jax.stages.Compiled, limit: float) -> Figures:
     stats = compiled.memory_analysis()
     assert stats is not None, "this platform's compiler has no memory analysis"
-    total = (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes
-        + stats.generated_code_size_in_bytes
-    )
-    return {
+    sizes = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes,
         "outputs_in_place": stats.alias_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
         "program": stats.generated_code_size_in_bytes,
-        "total": total,
-        "limit": limit,
-        "fits": total <= limit,
     }
+    total = sum(sizes.values()) - 2 * sizes["outputs_in_place"]  # part of the outputs, but takes no memory of its own
+    return sizes | {"total": total, "limit": limit, "fits": total <= limit}
 
 
 def _totals(collectives: Iterable[Collective]) -> list[Figures]:

@@ -294,9 +294,9 @@ def test_data_spans_the_slices_and_nothing_else_does():
 @needs_libtpu
 def test_device_has_a_share_of_its_chip():
     topology = find_topology("tpu7x:2x2x1")
-    assert (topology.num_chips, topology.devices_per_chip, topology.device.hbm_bytes) == (4, 2, 96 * GIB)
+    assert (topology.num_chips, len(topology.devices), topology.device.hbm_bytes) == (4, 8, 96 * GIB)
     topology = find_topology("v4:2x2x2")  # its two cores are one device
-    assert (topology.num_chips, topology.devices_per_chip, topology.device.hbm_bytes) == (8, 1, 32 * GIB)
+    assert (topology.num_chips, len(topology.devices), topology.device.hbm_bytes) == (8, 8, 32 * GIB)
 
 
 @needs_libtpu
@@ -311,7 +311,7 @@ def test_recipe_is_compiled_for_a_slice(tmp_path, capsys):
     assert figures["parameters"]["trainable"] > 1000
     assert figures["parameters"]["frozen"] == (1 + 4) * 16  # the graph's table of positions
     assert figures["held_whole"] and max(one["bytes"] for one in figures["held_whole"]) <= 4 * 1024
-    assert "MB whole, small arrays: the largest is" in text
+    assert "MB of the state; the largest array is" in text
     assert 0.5 < figures["flops"]["ratio"] < 10 and figures["flops"]["loops_of_unknown_length"] == 0
     assert {one["link"] for one in figures["collectives"]} == {ICI}
     assert "all-reduce" in {one["kind"] for one in figures["collectives"]}
