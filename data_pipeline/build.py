@@ -112,7 +112,7 @@ def build_shards(
     _check_options(split, num_kept_frames, resize, max_text_length, num_workers)
     rows = read_captions(captions)
     if (out / split).exists() and not overwrite:
-        raise DataError(f"'{out / split}' exists already: choose another folder or split, or overwrite it")
+        raise DataError(f"'{out / split}' exists already; choose another folder or split, or --overwrite it")
     tally = _Tally()
     decode = functools.partial(_try_decode, captions.parent, num_kept_frames, resize)
     with _incomplete_folder(out, split) as folder:
@@ -124,7 +124,7 @@ def build_shards(
         num_rejected, reasons = tally.reasons.total(), dict(tally.reasons.most_common())
         if num_written == 0:
             listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-            raise DataError(f"no usable clip in '{captions}' ({len(rows)} rows: {listed})")
+            raise DataError(f"no usable clip in '{captions}', row 1 is '{rows[0].video}' ({len(rows)} rows: {listed})")
         if num_written + num_rejected != len(rows):
             raise RuntimeError(f"{len(rows)} rows, but {num_written} written and {num_rejected} rejected")
         num_bytes = sum(path.stat().st_size for path in folder.iterdir())
@@ -214,7 +214,7 @@ def _place_vocab(
     elif split == "train":
         train_vocab((row.caption for row in rows), target)
     else:
-        raise DataError(f"split '{split}' needs a vocabulary: build split 'train' in '{out}' first or give one")
+        raise DataError(f"split '{split}' needs a vocabulary; build split 'train' in '{out}' first, or give --vocab")
     return load_tokenizer(target)
 
 

@@ -76,7 +76,8 @@ def _check_columns(path: Path, columns: Any) -> None:
     missing = [name for name in ("video", "caption") if name not in columns]
     if missing:
         found = ", ".join(sorted(map(str, columns))) or "none"
-        raise DataError(f"caption file '{path}' lacks the column {' and '.join(missing)} (found: {found})")
+        hint = "; separate columns with commas" if ";" in found or "\t" in found else ""
+        raise DataError(f"caption file '{path}' lacks the column {' and '.join(missing)} (found: {found}){hint}")
 
 
 def _to_row(path: Path, number: int, record: dict[str, Any]) -> CaptionRow:

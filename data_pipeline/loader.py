@@ -131,8 +131,8 @@ def train_loader(
     global_batch = batch_size * process_count
     if not 0 < global_batch <= len(source):
         raise DataError(
-            f"batch size {global_batch} ({batch_size} clips x {process_count} processes) must lie in 1..{len(source)},"
-            f" the clips of split '{split}' of data.shards='{config.shards}'"
+            f"batch_size={global_batch} must be 1 to {len(source)}, the number of clips in split '{split}' of"
+            f" data.shards='{config.shards}'; give a smaller --batch_size, or build shards of more clips"
         )
     # Batches are assigned to processes after the shuffle and the crops: the global batch i has the same clips, in the
     # same order and with the same crops, for any number of processes.

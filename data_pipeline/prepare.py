@@ -112,7 +112,11 @@ def list_videos(videos: Any) -> Iterable[Video]:
 
 def _check_frames(frames: np.ndarray, index: int) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3:
-        hint = "; colours come last: np.moveaxis(frames, 1, -1)" if frames.ndim == 4 and frames.shape[1] == 3 else ""
+        hint = ""
+        if frames.ndim == 3:
+            hint = "; give one frame as frame[None], and a list of frames as np.stack(frames)"
+        elif frames.ndim == 4 and frames.shape[1] == 3:
+            hint = "; colours come last: np.moveaxis(frames, 1, -1)"
         raise DataError(f"video {index} has shape {frames.shape}, not [frames, height, width, 3]{hint}")
     if 0 in frames.shape:
         raise DataError(f"video {index} has shape {frames.shape}: it is empty")

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from data_pipeline.errors import DataError
-from data_pipeline.storage import in_bucket
+from stgt_jax.checks import in_bucket
 
 VOCAB_NAME = "vocab.txt"
 MANIFEST_NAME = "manifest.json"

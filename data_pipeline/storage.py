@@ -1,14 +1,10 @@
-"""Tells local paths from addresses in an object store, such as gs://bucket/folder."""
+"""Paths that must be local."""
 
 import os
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-
-
-def in_bucket(path: str | os.PathLike[str]) -> bool:
-    """Returns whether `path` is an address in an object store."""
-    return "://" in os.fspath(path)
+from stgt_jax.checks import in_bucket
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:

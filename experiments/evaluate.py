@@ -6,12 +6,12 @@ from pathlib import Path
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
 from data_pipeline.shards import open_shards
-from experiments.storage import check_storage
 from stgt_jax.api import load
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, evaluate_retrieval
 from stgt_jax.exported import model_folder
 from stgt_jax.run_folder import Run, check_vocabulary, read_run
+from stgt_jax.storage import check_storage
 
 FRAME_SHUFFLE_SEED = 0
 _log = logging.getLogger("stgt_jax")

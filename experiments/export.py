@@ -6,9 +6,9 @@ from typing import Any
 
 from experiments.evaluate import retrieval
 from experiments.steps import write_json
-from experiments.storage import check_storage
 from stgt_jax.exported import export
 from stgt_jax.run_folder import folder_path, read_run
+from stgt_jax.storage import check_storage
 from stgt_jax.train.checkpoint import checkpoint_folder, load_params
 
 ORIGIN_NAME = "origin.json"

@@ -15,12 +15,12 @@ from data_pipeline.shards import VOCAB_NAME, ShardSource, list_splits, open_shar
 from experiments.recipe_fields import replace_fields
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
-from experiments.storage import check_storage
 from stgt_jax.config import WeightsConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
 from stgt_jax.run_folder import Preparation, Provenance, check_initial_weights, check_vocabulary, read_run
+from stgt_jax.storage import check_storage
 from stgt_jax.train.checkpoint import checkpoint_folder, has_checkpoint
 from stgt_jax.train.loop import train
 from stgt_jax.train.weights import check_weights, initial_params

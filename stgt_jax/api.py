@@ -11,7 +11,7 @@ Letters: V videos, T frames that the model sees of each, Q queries, E alignment 
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, TypeVar
 
 import jax
@@ -28,6 +28,7 @@ from stgt_jax.errors import STGTError
 from stgt_jax.exported import model_folder
 from stgt_jax.mesh import make_mesh
 from stgt_jax.run_folder import Preparation, read_run
+from stgt_jax.storage import check_storage
 from stgt_jax.train.checkpoint import load_params
 
 __all__ = ["Model", "STGTError", "load", "make_moving_shapes"]
@@ -57,6 +58,7 @@ def load(model: str | os.PathLike[str], *, batch_size: int = 32) -> "Model":
     Model('moving_shapes', 6 frames of 64x64 pixels, 1.0 million parameters)
     """
     folder = model_folder(model)
+    check_storage(folder)
     run = read_run(folder)
     tokenizer, preparation = load_tokenizer(run.vocab_file), run.preparation
     mesh = make_mesh(MeshConfig(), jax.local_devices()) if jax.local_device_count() > 1 else None
@@ -216,12 +218,14 @@ class Model:
 
     def _tokenize(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and mask, int32 [C, S] each."""
-        if not isinstance(texts, Iterable):
+        if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
             raise STGTError(f"texts is of type {type(texts).__name__}; give a str or a list of them")
         texts = [texts] if isinstance(texts, str) else list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise STGTError(f"text {index} is {text!r:.40} of type {type(text).__name__}; give a str")
+            if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise STGTError(f"text {index} is {text!r:.40}, which is not valid Unicode; decode it as UTF-8")
         length = self._max_text_length
         if num_cut := sum(tokens > length for tokens in num_tokens(self._tokenizer, texts)):
             warnings.warn(f"{num_cut} of {len(texts)} texts have more than {length} tokens and were cut", stacklevel=3)

@@ -1,10 +1,11 @@
-"""Checks of options, shared by every config and command.
+"""Checks of options and paths, shared by all packages.
 
 Each check raises `STGTError` with one line that names the option as `section.option`. This module and
 `stgt_jax.errors` import nothing else of the project, so every package can use them.
 """
 
 import difflib
+import os
 import typing
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -28,6 +29,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     meant = closest(name, known)
     return f"; did you mean '{meant}'?" if meant else f"; known: {', '.join(known)}"
+
+
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Returns whether `path` is an address in an object store, such as gs://bucket/folder, and not a local path."""
+    return "://" in os.fspath(path)
 
 
 def check(ok: bool, message: str) -> None:

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from stgt_jax.config import ModelConfig
 from stgt_jax.contrastive import similarity
+from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT, generate
 from stgt_jax.ops.graph_attention import adjacency
 from stgt_jax.sharding import batch_sharding
@@ -53,6 +54,8 @@ class Encoder:
         self.model, self.params = STGT(config), params
         self._mesh = mesh
         self._num_devices = 1 if mesh is None else mesh.size
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise STGTError(f"batch_size={batch_size!r} must be an int of at least 1")
         self.batch_size = _round_up(batch_size, self._num_devices)
 
     def embed_videos(self, clips: Iterable[np.ndarray]) -> np.ndarray:

@@ -65,6 +65,8 @@ def model_folder(model: PathLike) -> PathLike:
     Raises:
       STGTError: `model` is a single word, but neither such a name nor a folder.
     """
+    if not isinstance(model, str | os.PathLike) or not os.fspath(model):
+        raise STGTError(f"{model!r} is not a model; give the name of one or a folder, as a str or a Path")
     known = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{WEIGHTS_NAME}"))
     if model in known:
         return PRETRAINED / model

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import Any
 from etils import epath
 from etils.epath.gpath import PosixGPath
 
-from stgt_jax.checks import did_you_mean
+from stgt_jax.checks import did_you_mean, in_bucket
 from stgt_jax.config import ModelConfig
 from stgt_jax.errors import STGTError
 
@@ -111,11 +112,6 @@ class _LiteralPath(PosixGPath):
         return (type(self)(path) for path in pathlib.Path(self).glob(pattern))
 
 
-def in_bucket(path: PathLike) -> bool:
-    """Whether `path` is the address of an object store, such as gs://bucket/run."""
-    return "://" in os.fspath(path)
-
-
 def folder_path(path: PathLike) -> epath.Path:
     """Returns the absolute path of a run's folder, to be used for everything in it.
 
@@ -139,18 +135,18 @@ def read_run(path: PathLike) -> Run:
       path: the folder of a run, of one of its checkpoints (checkpoints/STEP), or of an exported model.
 
     Raises:
-      STGTError: there is no config.json, or it is no JSON.
+      STGTError: there is no config.json, or it is not JSON.
     """
     folder = folder_path(path)
-    if not folder.exists():
-        raise STGTError(f"{path}: no such folder; give that of a run (its --workdir) or one of its checkpoints/STEP")
+    if not folder.is_dir():
+        raise STGTError(f"'{path}': no such folder; give that of a run (its --workdir) or one of its checkpoints/STEP")
     found = next((f for f in (folder, folder.parent.parent) if (f / CONFIG_NAME).exists()), None)
     if found is None:
         raise STGTError(f"{path}: has no {CONFIG_NAME}; give the folder of a run (its --workdir)")
     try:
         content = json.loads((found / CONFIG_NAME).read_text())
     except ValueError as error:
-        raise STGTError(f"'{found / CONFIG_NAME}' is no JSON ({error}); restore it") from error
+        raise STGTError(f"'{found / CONFIG_NAME}' is not JSON ({error}); restore it") from error
     return Run(found, content)
 
 
@@ -190,12 +186,12 @@ def check_vocabulary(run: Run, shards: PathLike, vocab_sha256: str) -> None:
         raise STGTError(
             f"'{shards}' has another vocabulary ({vocab_sha256[:8]}) than the run in '{run.folder}'"
             f" ({run.vocab_sha256[:8]}): its captions mean other words to the model; build the shards with --vocab"
-            f" {run.folder / VOCAB_NAME}"
+            f" {_quoted(run.folder / VOCAB_NAME)}"
         )
 
 
 def check_resume(run: Run, content: Mapping[str, Any], step: int, *, allow_changes: bool = False) -> dict[str, Any]:
-    """Compares a run with the options with which it is to go on.
+    """Compares a run with the options with which it is to be resumed.
 
     Args:
       run: as it was started.
@@ -221,13 +217,13 @@ def check_resume(run: Run, content: Mapping[str, Any], step: int, *, allow_chang
     model = [change for name, change in changes.items() if name.startswith("model.")]
     if model:
         raise STGTError(
-            f"'{run.folder}': a run that goes on cannot change its model: {'; '.join(model)}; give the same options, or"
-            f" train in another --workdir from these weights: --weights.initial {run.folder}"
+            f"'{run.folder}': a resumed run cannot change its model: {'; '.join(model)}; give the same options, or"
+            f" train in another --workdir from these weights: --weights.initial {_quoted(run.folder)}"
         )
     if changes and not allow_changes:
         raise STGTError(
             f"'{run.folder}' was started with other options: {'; '.join(changes.values())}; give the same, or"
-            " --allow-changes to go on with these"
+            " --allow-changes to continue with these"
         )
     kept = {name: run.content[name] for name in ("model", "weights", "weights_origin") if name in run.content}
     return {**run.content, **now, **kept}
@@ -251,6 +247,11 @@ def check_initial_weights(run: Run, model: ModelConfig, *, part: str = "", allow
             "give the same" if changes.keys() - allowed else "give the same, or --allow-changes to train with another"
         )
         raise STGTError(f"the weights in '{run.folder}' are of another model: {'; '.join(refused)}; {mend}")
+
+
+def _quoted(path: epath.Path) -> str:
+    """The path as it is written on a command line."""
+    return shlex.quote(str(path))
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, str]:

@@ -223,6 +223,8 @@ def test_wrong_videos_are_refused(model, videos, said):
         (7, "texts is of type int; give a str"),
         (["a red circle", 7], "text 1 is 7 of type int"),
         ([None], "text 0 is None"),
+        ({"a red circle": 1}, "texts is of type dict"),
+        (["\ud800"], "text 0 is '\\ud800', which is not valid Unicode"),
         (np.zeros((2, 63), np.float32), "not what encode_text returns, [n, 64]"),
     ],
 )
@@ -243,6 +245,11 @@ def test_unknown_name_or_folder_is_named(tmp_path):
         stgt.load("moving_shape")
     assert "'moving_shape'; did you mean 'moving_shapes'?" in one_line(error)
     assert "--workdir" in one_line(error)
+    for nothing in (None, "", b"moving_shapes"):
+        with pytest.raises(stgt.STGTError, match="give the name of one or a folder"):
+            stgt.load(nothing)
+    with pytest.raises(stgt.STGTError, match="batch_size=0 must be"):
+        stgt.load("moving_shapes", batch_size=0)
     for folder, said in ((tmp_path / "runs", "no such folder"), (tmp_path, "has no config.json")):
         with pytest.raises(stgt.STGTError) as error:
             stgt.load(folder)
@@ -272,7 +279,7 @@ def test_exported_model_is_the_same_model(model, clips, embed, tmp_path):
         ("vocab.txt", b"[PAD]\n", "vocab.txt' is missing or was changed"),
         ("vocab.txt", None, "vocab.txt' is missing or was changed"),
         ("config.json", b"{}", 'has no "'),
-        ("config.json", b"{", "is no JSON"),
+        ("config.json", b"{", "is not JSON"),
     ],
 )
 def test_damaged_folder_is_refused(tmp_path, file, content, said):

@@ -71,13 +71,13 @@ def test_changed_vocabulary_file_is_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_bad_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(STGTError, match="nowhere: no such folder"):
+    with pytest.raises(STGTError, match="nowhere': no such folder"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(STGTError, match=r"has no config\.json"):
         read_run(tmp_path)
     file = tmp_path / "config.json"
     file.write_text('{"model"')
-    with pytest.raises(STGTError, match=r"config\.json' is no JSON"):
+    with pytest.raises(STGTError, match=r"config\.json' is not JSON"):
         read_run(tmp_path)
     file.write_text('{"model": {"vision": {"widht": 3}}}')
     with pytest.raises(STGTError, match=r"config\.json': vision\.widht is not an option; did you mean 'width'"):

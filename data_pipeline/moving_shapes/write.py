@@ -97,6 +97,8 @@ def _write_split(scenes: list[Scene], folder: Path, mapper: _Map, progress: bool
     try:
         folder.mkdir(parents=True, exist_ok=True)
         captions.unlink(missing_ok=True)
+        for earlier in folder.glob("[0-9]" * 6 + ".mp4"):  # there may have been more of them
+            earlier.unlink()
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
     paths = [folder / f"{i:06d}.mp4" for i in range(len(scenes))]

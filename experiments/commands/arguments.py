@@ -106,6 +106,8 @@ class CommandParser(argparse.ArgumentParser):
             return found[0]
         if found:
             raise STGTError(f"option {flag} could be {' or '.join(map(_flag, found))}; write one of them")
+        if longer := [full for full in self.kinds if full.endswith(f"_{name}")]:
+            self.error(f"unknown option {flag}; did you mean {' or '.join(map(_flag, longer))}?")
         # A misspelt ending is not close to any full name, so the last parts are compared too.
         near = closest(name, [*self.kinds, *(full.rpartition(".")[2] for full in self.kinds)])
         meant = _flag(near) if near in self.kinds else f"--{near}"

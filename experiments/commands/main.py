@@ -11,6 +11,7 @@ import os
 import select
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from experiments.commands.ablate import ablate
@@ -79,8 +80,11 @@ def _run(words: Sequence[str]) -> None:
     names, rest = [name for name in COMMANDS if name.startswith(group)], words[1:] if group else words
     if not rest:
         raise STGTError(f"name a command: {', '.join(names)}; see `stgt --help`")
-    if rest[0] in HELP:
-        print(_overview(names))
+    if rest[0] in (*HELP, "help"):
+        print(_overview(names, group))
+        return
+    if rest[0] == "--version":
+        print(f"stgt_jax {version('stgt-jax')}")
         return
     name = group + rest[0].replace("_", "-")
     if name not in COMMANDS:
@@ -97,10 +101,11 @@ def _run(words: Sequence[str]) -> None:
         write_json(json, figures)
 
 
-def _overview(names: Iterable[str]) -> str:
+def _overview(names: Iterable[str], group: str) -> str:
     lines = [f"  {name:<23}{(COMMANDS[name].__doc__ or '').splitlines()[0]}" for name in names]
-    head = ["usage: stgt COMMAND ...", "", "Video-language alignment with a spatio-temporal graph transformer.", ""]
-    return "\n".join([*head, *lines, "", "`stgt COMMAND --help` lists a command's options. Start with `stgt demo`."])
+    subject = "Video-language alignment with a spatio-temporal graph transformer."
+    end = f"`stgt {group}COMMAND --help` lists a command's options. Start with `stgt demo`."
+    return "\n".join([f"usage: stgt {group}COMMAND ...", "", subject, "", *lines, "", end])
 
 
 @contextlib.contextmanager

@@ -62,7 +62,10 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(best_fn=_score, preservation_policy=policy)
         self._folder = folder_path(workdir) / "checkpoints"
-        self._manager = _Manager(self._folder, options=options)
+        # Named here, or Orbax warns of items that it cannot read.
+        handlers = {"params": ocp.StandardCheckpointHandler(), "optimizer": ocp.StandardCheckpointHandler(),
+                    "checksums": ocp.JsonCheckpointHandler(), "loader": ocp.JsonCheckpointHandler()}  # fmt: skip
+        self._manager = _Manager(self._folder, options=options, item_handlers=handlers)
         self._manager.first_step = self._manager.latest_step() or 0
         self._unchecked: int | None = None  # the step of a checkpoint that was not yet read back
 

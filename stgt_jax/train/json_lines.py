@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from stgt_jax.run_folder import in_bucket, write_whole
+from stgt_jax.checks import in_bucket
+from stgt_jax.run_folder import write_whole
 
 Line = Mapping[str, float]
 

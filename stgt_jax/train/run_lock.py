@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 import jax
 from etils import epath
 
+from stgt_jax.checks import in_bucket
 from stgt_jax.errors import STGTError
-from stgt_jax.run_folder import PathLike, folder_path, in_bucket
+from stgt_jax.run_folder import PathLike, folder_path
 
 LOCK_NAME = "run.lock"
 BEAT_SECONDS = 15.0  # between two signs of life of a run in a bucket

@@ -244,7 +244,7 @@ def test_impossible_options_are_refused_by_name(options, message):
 
 
 def test_batch_larger_than_the_split_names_both_numbers(config):
-    with pytest.raises(DataError, match=r"batch size 24 .*1\.\.22"):
+    with pytest.raises(DataError, match="batch_size=24 must be 1 to 22"):
         train_loader(config, "train", 12, 0, process_count=2, **SIZES)
 
 

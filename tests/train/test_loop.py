@@ -140,9 +140,12 @@ def test_second_run_in_a_folder_is_refused_while_the_first_one_trains(tmp_path: 
         one_run(tmp_path, Intruded())
 
 
-def test_workdir_in_use_needs_resume(whole_run: tuple[Path, dict[str, float]]) -> None:
+def test_workdir_in_use_needs_resume(
+    whole_run: tuple[Path, dict[str, float]], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(STGTError, match="use --resume or another workdir"):
         one_run(whole_run[0], Batches())
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize("step", [6, 8])  # 8 is a step to validate and save

@@ -30,6 +30,7 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         ([*PRETRAIN, "--learning_speed", "3"], "unknown option --learning_speed"),
         ([*PRETRAIN, "--train.num_step", "3"], "unknown option --train.num_step; did you mean '--train.num_steps'?"),
         ([*PRETRAIN, "--dropout", "0"], "--dropout could be --model.graph.dropout or --model.qformer.dropout"),
+        ([*PRETRAIN, "--learning_rate=1"], "unknown option --learning_rate; did you mean --train.optimizer.peak_learning"),
         ([*PRETRAIN, "--resme"], "unknown option --resme; did you mean '--resume'?"),
         ([*PRETRAIN, "--workdri", "x"], "unknown option --workdri; did you mean '--workdir'?"),
         ([*PRETRAIN, "--vision.num_heads", "5"], "vision.num_heads=5 does not divide vision width 96; use 4, for"),
@@ -126,12 +127,14 @@ import time
 assert main(["--help"]) == 0 and time.process_time() < 0.5
 for name in ("data", *COMMANDS):
     assert main([*name.split(), "--help"]) == 0
+assert main(["help"]) == main(["--version"]) == 0
 assert main(["recipes"]) == main(["recipes", "paper_stage1"]) == 0
 slow = {"jax", "grain", "tensorflow_datasets"} & set(sys.modules)
 assert not slow, slow
 """
     done = python(code)
-    assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "usage: stgt data COMMAND" in done.stdout and "\nstgt_jax 0." in done.stdout
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["recipes", "paper_stage1"]])

@@ -1,10 +1,10 @@
-"""Checks that folders in Google Cloud Storage can be reached, before any long work."""
+"""Addresses in object stores such as gs://bucket/folder, and a check that they can be reached before any long work."""
 
 import os
 
 from etils import epath
 
-from data_pipeline.storage import in_bucket
+from stgt_jax.checks import in_bucket
 from stgt_jax.errors import STGTError
 
 
