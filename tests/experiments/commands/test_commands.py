@@ -30,7 +30,7 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         ([*PRETRAIN, "--learning_speed", "3"], "unknown option --learning_speed"),
         ([*PRETRAIN, "--train.num_step", "3"], "unknown option --train.num_step; did you mean '--train.num_steps'?"),
         ([*PRETRAIN, "--dropout", "0"], "--dropout could be --model.graph.dropout or --model.qformer.dropout"),
-        ([*PRETRAIN, "--learning_rate=1"], "unknown option --learning_rate; did you mean --train.optimizer.peak_learning"),
+        ([*PRETRAIN, "--learning_rate=1"], "unknown option --learning_rate; did you mean --train.opt"),
         ([*PRETRAIN, "--resme"], "unknown option --resme; did you mean '--resume'?"),
         ([*PRETRAIN, "--workdri", "x"], "unknown option --workdri; did you mean '--workdir'?"),
         ([*PRETRAIN, "--vision.num_heads", "5"], "vision.num_heads=5 does not divide vision width 96; use 4, for"),
