@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data_pipeline.moving_shapes import make_moving_shapes
 from data_pipeline.prepare import ClipReader, Video, list_videos
-from data_pipeline.tokenizer import decode, encode, load_tokenizer, num_tokens
+from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, encode, load_tokenizer, num_tokens
 from stgt_jax.config import MeshConfig, ModelConfig
 from stgt_jax.encoder import Encoder, score_similarity
 from stgt_jax.errors import STGTError
@@ -229,7 +229,11 @@ class Model:
         length = self._max_text_length
         if num_cut := sum(tokens > length for tokens in num_tokens(self._tokenizer, texts)):
             warnings.warn(f"{num_cut} of {len(texts)} texts have more than {length} tokens and were cut", stacklevel=3)
-        return encode(self._tokenizer, texts, length)
+        ids, mask = encode(self._tokenizer, texts, length)
+        special = [self._tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+        if num_unknown := int(np.isin(ids, special).all(axis=1).sum()):
+            warnings.warn(f"{num_unknown} of {len(texts)} texts have no word of the model's vocabulary", stacklevel=3)
+        return ids, mask
 
     def _bar(self, items: Iterable[_Item], count: int | None, unit: str) -> Iterator[_Item]:
         """The items, with a progress bar if they are many and take long."""

@@ -185,6 +185,11 @@ def test_nothing_in_gives_nothing_out(model, embed):
     assert model.caption([]) == []
 
 
+def test_texts_without_a_known_word_are_counted(model):
+    with pytest.warns(UserWarning, match="2 of 3 texts have no word of the model's vocabulary"):
+        model.encode_text(["赤い円", "", "a red circle grows"])
+
+
 def test_too_long_texts_are_cut_and_counted(model):
     long = "a red circle grows " * 10
     with pytest.warns(UserWarning, match="1 of 2 texts have more than 24 tokens and were cut"):
