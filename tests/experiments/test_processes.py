@@ -19,13 +19,13 @@ from small_recipe import SMALL
 from stgt_jax.run_folder import read_run
 from stgt_jax.train.checkpoint import load_params
 
-STEPS, HEARTBEAT = 12, 8
+STEPS, FIRST, HEARTBEAT = 12, 4, 8  # FIRST: the step of a run's first checkpoint
 STOPPED_WITHIN = 30  # seconds from SIGTERM to the end of all; a step takes 0.4 s, a checkpoint 1 s
 KILLED_WITHIN = HEARTBEAT + 20  # seconds from a process's death to the end of all others
 # Without the graph, whose split over a mesh tests/ops covers, and with a frozen ViT it compiles in half the time.
 OPTIONS = [
-    *SMALL, f"--num_steps={STEPS}", "--peak_learning_rate=1e-3", "--graph.dropout=0", "--qformer.dropout=0",
-    "--graph.variant=none", "--vision.freeze=true",
+    *SMALL, f"--num_steps={STEPS}", f"--checkpoint_every={FIRST}", "--peak_learning_rate=1e-3", "--graph.dropout=0",
+    "--qformer.dropout=0", "--graph.variant=none", "--vision.freeze=true",
 ]  # fmt: skip
 MODEL = recipe_with("moving_shapes_stage1", OPTIONS).model
 
@@ -55,14 +55,14 @@ class Run:
                     subprocess.Popen([*command, *own], env=environment(devices), stdout=file, stderr=file)
                 )
 
-    def reaches(self, step, within=120):
+    def reaches(self, step, within=300):
         wait_until(lambda: max(losses(self.workdir), default=0) >= step or self.ended(), within, self)
         assert not self.ended(), self.said()
 
     def ended(self):
         return all(process.poll() is not None for process in self.processes)
 
-    def ends(self, within=120):
+    def ends(self, within=300):
         """The exit statuses, in order."""
         wait_until(self.ended, within, self)
         return [process.returncode for process in self.processes]
@@ -133,21 +133,25 @@ def reference(start, tmp_path_factory):
     return workdir
 
 
+def as_of_first_checkpoint(workdir):
+    """Leaves in a run's folder what is there when a crash follows its first checkpoint."""
+    for step in checkpoints(workdir)[1:]:
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    kept = [json.dumps(line) + "\n" for line in lines(workdir) if line["step"] <= FIRST + 1]
+    (workdir / "metrics.jsonl").write_text("".join(kept))
+
+
 @pytest.fixture(scope="module")
-def stopped(start, tmp_path_factory):
-    """A run of two processes of which one was sent SIGTERM, and the seconds it took them to end."""
-    run = start(tmp_path_factory.mktemp("stopped") / "run", paced=True)
-    run.reaches(1)
+def stopped(start, reference, tmp_path_factory):
+    """A run that one process began and two go on with, one of which is sent SIGTERM; the seconds they take to end."""
+    workdir = shutil.copytree(reference, tmp_path_factory.mktemp("stopped") / "run")
+    as_of_first_checkpoint(workdir)
+    run = start(workdir, "--resume", paced=True)
+    run.reaches(FIRST + 2)
     run.processes[1].send_signal(signal.SIGTERM)
-    start = time.monotonic()
+    begin = time.monotonic()
     run.ends()
-    return run, time.monotonic() - start
-
-
-@pytest.fixture
-def copy(stopped, tmp_path):
-    """What that run left, to go on with."""
-    return shutil.copytree(stopped[0].workdir, tmp_path / "run")
+    return run, time.monotonic() - begin
 
 
 def test_frozen_encoder_keeps_the_weights_that_were_given(reference, encoder):
@@ -159,28 +163,25 @@ def test_sigterm_to_one_stops_all_at_one_step_with_a_checkpoint(stopped):
     run, seconds = stopped
     assert [process.returncode for process in run.processes] == [0, 0], run.said()
     assert seconds < STOPPED_WITHIN
-    (step,) = checkpoints(run.workdir)
-    assert max(losses(run.workdir)) == step < STEPS
+    step = checkpoints(run.workdir)[-1]
+    assert FIRST < max(losses(run.workdir)) == step < STEPS
     for words in (run.last_words(0), run.last_words(1)):
         assert "stopped as asked, with" in words and f"checkpoints/{step} saved" in words
 
 
-def test_same_command_goes_on_a_killed_one_ends_the_other_and_four_finish(start, copy, reference):
-    (step,) = checkpoints(copy)
-    run = start(copy, paced=True)
+def test_same_command_goes_on_a_killed_one_ends_the_other_and_one_on_another_mesh_finishes(
+    start, stopped, reference, tmp_path
+):
+    workdir = shutil.copytree(stopped[0].workdir, tmp_path / "run")
+    step = checkpoints(workdir)[-1]
+    assert json.loads((workdir / "checkpoints" / str(step) / "loader" / "metadata").read_text())
+    run = start(workdir, paced=True)
     run.reaches(step + 1)
     run.processes[1].kill()
     assert run.ends(within=KILLED_WITHIN) == [1, -signal.SIGKILL]
     assert f"was asked to stop after step {step}; going on from there" in run.said()
     assert run.last_words(0).startswith("stgt: error: another process of this run has ended")
 
-    run = start(copy, "--resume", processes=4)
-    assert run.ends() == [0] * 4, run.said()
-    assert_same_figures(copy, reference)
-
-
-def test_one_process_on_another_mesh_finishes_what_two_began(start, copy, reference):
-    assert json.loads((copy / "checkpoints" / str(checkpoints(copy)[0]) / "loader" / "metadata").read_text())
-    run = start(copy, "--mesh.fsdp=2", processes=1)
+    run = start(workdir, "--resume", "--mesh.fsdp=2", processes=1)
     assert run.ends() == [0], run.said()
-    assert_same_figures(copy, reference)
+    assert_same_figures(workdir, reference)

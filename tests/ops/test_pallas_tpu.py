@@ -43,14 +43,16 @@ def compile_step(mesh: Mesh, num_frames: int, spec: P, dtype, dropout_rate: floa
     return jax.jit(step, in_shardings=layout, out_shardings=layout).lower(*[array] * 5).compile()
 
 
-def test_compiles_at_full_width_and_is_chosen_by_itself(mesh: Mesh) -> None:
-    compiled = compile_step(mesh, num_frames=8, spec=P("data"), dtype=jnp.bfloat16, dropout_rate=0.1)
-    assert compiled.as_text().count("tpu_custom_call") == 2  # forward and backward
-    assert "while(" not in compiled.as_text()  # `banded` would loop over frames
+def test_full_width_split_over_frames_sends_neighbours_only(mesh: Mesh) -> None:
+    spec = P("data", "sequence")
+    text = compile_step(mesh, num_frames=8, spec=spec, dtype=jnp.bfloat16, dropout_rate=0.1).as_text()
+    assert text.count("tpu_custom_call") == 2  # forward and backward
+    assert "while(" not in text  # `banded` would loop over frames
+    assert "collective-permute" in text and "all-gather" not in text and "all-to-all" not in text
 
 
 @pytest.mark.parametrize(("num_frames", "sizes"), [(6, (16, 4, 24)), (1, (49, 2, 64))])
-def test_small_and_odd_sizes_compile_in_float32(mesh: Mesh, num_frames: int, sizes) -> None:
+def test_small_and_odd_sizes_compile_in_float32_and_take_the_kernel(mesh: Mesh, num_frames: int, sizes) -> None:
     compiled = compile_step(mesh, num_frames, P("data"), jnp.float32, dropout_rate=0.1, sizes=sizes)
     assert compiled.as_text().count("tpu_custom_call") == 2
 
@@ -70,12 +72,6 @@ def test_attention_within_frames_compiles_at_full_width(mesh: Mesh) -> None:
 
     compiled = jax.jit(step, in_shardings=layout, out_shardings=layout).lower(*[array] * 4).compile()
     assert compiled.as_text().count("tpu_custom_call") == 2
-
-
-def test_frames_over_devices_send_neighbours_only(mesh: Mesh) -> None:
-    text = compile_step(mesh, num_frames=8, spec=P("data", "sequence"), dtype=jnp.bfloat16).as_text()
-    assert text.count("tpu_custom_call") == 2
-    assert "collective-permute" in text and "all-gather" not in text and "all-to-all" not in text
 
 
 def target(device_kind: str):

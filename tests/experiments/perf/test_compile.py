@@ -14,6 +14,7 @@ from recipe_words import recipe_with
 from small_recipe import SMALL
 
 from experiments.commands.main import main
+from experiments.perf.compile import train_step
 from experiments.perf.compile.chips import GIB, parse_topology
 from experiments.perf.compile.collectives import DCN, ICI, device_groups, find_collectives
 from experiments.perf.compile.flops import program_flops
@@ -26,10 +27,25 @@ from stgt_jax.config import MeshConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.mesh import make_mesh, slice_of
 
-TINY = [*SMALL, "--vocab_size=64", "--batch_size=4", "--scan_layers=true", "--vision.depth=3"]
+TINY = [*SMALL, "--vocab_size=64", "--batch_size=4", "--scan_layers=true", "--vision.depth=3", "--fsdp=2"]
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this platform"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def equal_steps_are_compiled_once():
+    compiler, programs = train_step._compile, {}
+
+    def compile_once(lowered):
+        text = lowered.as_text()
+        if text not in programs:
+            programs[text] = compiler(lowered)
+        return programs[text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_step, "_compile", compile_once)
+        yield
 
 
 @pytest.fixture
@@ -302,7 +318,7 @@ def test_device_has_a_share_of_its_chip():
 @needs_libtpu
 def test_recipe_is_compiled_for_a_slice(tmp_path, capsys):
     path = tmp_path / "figures.json"
-    argv = ["compile", "moving_shapes_stage1", "--topology", "v5e:2x2", "--text-length", "4", *TINY, "--fsdp", "2"]
+    argv = ["compile", "moving_shapes_stage1", "--topology", "v5e:2x2", "--text-length", "4", *TINY]
     assert main([*argv, "--json", str(path)]) == 0
     figures, text = json.loads(path.read_text()), capsys.readouterr().out
     assert figures["mesh"] == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 1}
@@ -322,7 +338,7 @@ def test_recipe_is_compiled_for_a_slice(tmp_path, capsys):
 
 @needs_libtpu
 def test_step_that_does_not_fit_says_what_to_change():
-    recipe = recipe_with("moving_shapes_stage1", [*TINY, "--variant=none", "--vision.depth=1"])
+    recipe = recipe_with("moving_shapes_stage1", TINY)
     figures = compile_recipe(recipe, "v5e:2x2", num_slices=1, text_length=4, hbm_limit=1000)
     assert not figures["memory"]["fits"]
     assert "does not fit: lower --train.batch_size, raise --mesh.fsdp" in format_figures(figures)

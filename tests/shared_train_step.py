@@ -1,0 +1,26 @@
+"""Lets runs in one process with equal models and training options share what is traced and compiled for them."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stgt_jax.train import loop
+
+
+def share_train_step() -> None:
+    """`train` takes its train step and its first state from a cache from now on.
+
+    To trace and load them at each call takes far longer than a few steps of a small model.
+    """
+    init_state = loop.init_state
+    first_state = functools.cache(init_state)
+
+    def copied_state(model: Any, config: Any, mesh: jax.sharding.Mesh, params: Any = None) -> Any:
+        if params is not None:
+            return init_state(model, config, mesh, params)
+        return jax.tree.map(jnp.copy, first_state(model, config, mesh))  # the train step consumes the state it is given
+
+    loop.make_train_step = functools.cache(loop.make_train_step)
+    loop.init_state = copied_state
