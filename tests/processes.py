@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # The tests compile far more than they compute. Alike in all: what one compiled the next finds.
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
-if version("jaxlib") < "0.11":  # which knows no such flag
-    QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
+if version("jaxlib") < "0.11":  # which knows no such flags
+    QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def environment(devices: int = 1) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What the tests of every command share."""
 
 import pytest
+from command_process import CommandProcess
 from small_recipe import SMALL
 
 from data_pipeline.build import build_shards
@@ -22,8 +23,15 @@ def error_of(capsys):
 
 
 @pytest.fixture(scope="session")
+def run_stgt():
+    """Runs a command in a process on one device that keeps what it compiles: `run_stgt("eval", ..., folder=...)`."""
+    with CommandProcess() as process:
+        yield process.run
+
+
+@pytest.fixture(scope="session")
 def shards(tmp_path_factory):
-    """A shard set of 16 + 4 clips."""
+    """A shard set of 16 + 4 clips, with captions as long as the demo's: the same programs serve both."""
     folder = tmp_path_factory.mktemp("data")
     make_moving_shapes(folder / "clips", num_train=16, num_test=4, image_size=32, num_frames=8, progress=False)
     for split in ("train", "test"):
@@ -33,7 +41,7 @@ def shards(tmp_path_factory):
             split=split,
             num_kept_frames=4,
             resize=32,
-            max_text_length=32,
+            max_text_length=24,
             num_workers=0,
             progress=False,
         )
@@ -41,9 +49,10 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained_run(shards, tmp_path_factory):
+def trained_run(run_stgt, shards, tmp_path_factory):
     """The folder of a trained first stage, with a name that could be taken for a pattern; not to be changed."""
     workdir = tmp_path_factory.mktemp("runs [1]*?") / "stage1"
-    train = ["pretrain", "moving_shapes_stage1", "--workdir", str(workdir), "--data.shards", str(shards), *SMALL]
-    assert main([*train, "--json", str(workdir.parent / "losses.json")]) == 0
+    train = ["pretrain", "moving_shapes_stage1", "--workdir", workdir, "--data.shards", shards, *SMALL]
+    done = run_stgt(*train, "--json", workdir.parent / "losses.json")
+    assert done.returncode == 0, done.stderr
     return workdir

@@ -6,3 +6,4 @@ SMALL = [
     "--embed_dim=8", "--num_frames=2", "--num_workers=0", "--num_steps=2",
     "--warmup_steps=1", "--batch_size=8", "--eval_every=0", "--scan_layers=false",
 ]  # fmt: skip
+SMALL_STEP = [*SMALL, "--vocab_size=64", "--variant=none"]  # the graph, which others test, compiles for long

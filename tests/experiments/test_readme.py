@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
-from command_process import CommandProcess
+from command_process import ARMS
 from processes import ROOT, environment
 from recipe_words import recipe_with
-from small_recipe import SMALL
+from small_recipe import SMALL, SMALL_STEP
 
 from data_pipeline.moving_shapes import make_moving_shapes
 
@@ -23,11 +23,10 @@ STGT = Path(sys.executable).with_name("stgt")
 # What makes a command quick, by how it begins. The programs of the demo's text length serve the other videos too.
 SMALLER = {
     "data build": ["--max-text-length=24"],
-    **dict.fromkeys(("demo", "ablate", "pretrain", "bench step"), SMALL),
+    **dict.fromkeys(("demo", "ablate", "pretrain"), SMALL),
+    "bench step": SMALL_STEP,
     "bench graph-attention": ["--width=16", "--num-heads=2", "--patches=4", "--repeats=1"],
 }
-ARMS = ["no graph (mean over frames)", "full, CSAL in stage 2"]  # with all there is to change; each arm compiles anew
-TWO_ARMS = f"from experiments.ablate import ARMS; [ARMS.pop(arm) for arm in [*ARMS] if arm not in {ARMS}]"
 DOCUMENTS = ("README.md", "docs/results.md", "docs/training.md")
 
 
@@ -53,7 +52,7 @@ def make(target: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def ran(run_stgt, tmp_path_factory):
     """The folder in which every `stgt` command of the documents ran, `make demo`'s first."""
     folder = tmp_path_factory.mktemp("readme [1]*?")  # a folder may have any name
     make_moving_shapes(folder / "made", num_train=16, num_test=4, image_size=32, num_frames=16, progress=False)
@@ -65,12 +64,11 @@ def ran(tmp_path_factory):
     demo = re.search(r"stgt (demo .*)", make("demo"))
     assert demo
     commands = [f"stgt {demo[1]} --num-train 16 --num-test 4"] + [line for line in COMMANDS if line.startswith("stgt")]
-    with CommandProcess(setup=TWO_ARMS) as stgt:
-        for command in commands:
-            words = shlex.split(command)[1:]
-            small = next((options for begin, options in SMALLER.items() if command.startswith(f"stgt {begin}")), [])
-            done = stgt.run(*words, *small, folder=folder)
-            assert done.returncode == 0, f"{command}\n{done.stderr}"
+    for command in commands:
+        words = shlex.split(command)[1:]
+        small = next((options for begin, options in SMALLER.items() if command.startswith(f"stgt {begin}")), [])
+        done = run_stgt(*words, *small, folder=folder)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
     return folder
 
 

@@ -9,10 +9,9 @@ from small_recipe import SMALL
 from data_pipeline.build import build_shards
 from data_pipeline.moving_shapes import make_moving_shapes
 from data_pipeline.shards import hash_file
-from experiments.commands.main import main
 from stgt_jax.run_folder import read_run
 
-BUILD = {"num_kept_frames": 4, "resize": 32, "max_text_length": 32, "num_workers": 0, "progress": False}
+BUILD = {"num_kept_frames": 4, "resize": 32, "max_text_length": 24, "num_workers": 0, "progress": False}
 
 
 def pretrain(stage: int, workdir: Path, shards: Path, *options: str) -> list[str]:
@@ -73,11 +72,10 @@ def test_shards_of_another_vocabulary_are_refused_everywhere(trained_run, reorde
     assert not (tmp_path / "stage2").exists()
 
 
-def test_frames_prepared_in_another_way_are_scored_with_a_warning(trained_run, other_clips, capsys):
-    assert main(evaluate(trained_run, other_clips)) == 0
-    told = capsys.readouterr()
-    assert "text to video" in told.out
-    assert f"'{other_clips}' was built with resize=40, the training shards with resize=32" in told.err
+def test_frames_prepared_in_another_way_are_scored_with_a_warning(trained_run, other_clips, run_stgt):
+    done = run_stgt(*evaluate(trained_run, other_clips))
+    assert done.returncode == 0 and "text to video" in done.stdout
+    assert f"'{other_clips}' was built with resize=40, the training shards with resize=32" in done.stderr
 
 
 def test_captions_longer_than_the_model_reads_are_refused(trained_run, shards, tmp_path, error_of):
@@ -101,7 +99,9 @@ def test_validation_clips_that_do_not_fit_are_refused_before_training(shards, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_run_goes_on_with_its_own_clips_wherever_they_lie(trained_run, shards, other_clips, tmp_path, error_of):
+def test_run_goes_on_with_its_own_clips_wherever_they_lie(
+    trained_run, shards, other_clips, tmp_path, error_of, run_stgt
+):
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     before = (run / "config.json").read_bytes()
     line = error_of(*pretrain(1, run, other_clips, "--resume"))
@@ -111,7 +111,7 @@ def test_run_goes_on_with_its_own_clips_wherever_they_lie(trained_run, shards, o
     )
     assert (run / "config.json").read_bytes() == before
     moved = shutil.copytree(shards, tmp_path / "moved")
-    assert main(pretrain(1, run, moved, "--resume", "--log_every=1")) == 0
+    assert run_stgt(*pretrain(1, run, moved, "--resume", "--log_every=1")).returncode == 0
     assert read_run(run).content["data"]["shards"] == str(moved)
 
 

@@ -26,7 +26,7 @@ def store(shards):
 
 
 @pytest.fixture(scope="module")
-def stgt(store):
+def run_stgt(store):
     """Runs commands in a process of their own, whose libraries find the server: they read its address once."""
     with CommandProcess(store.environment) as process:
         yield process.run
@@ -37,8 +37,8 @@ def metrics(store: FakeGcs) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def test_training_in_a_bucket_goes_on_and_is_evaluated(store, stgt):
-    done = stgt(*TRAIN, "--resume")
+def test_training_in_a_bucket_goes_on_and_is_evaluated(store, run_stgt):
+    done = run_stgt(*TRAIN, "--resume")
     assert done.returncode == 0, done.stderr
     assert metrics(store) == [1, 2, 2]  # the last is the validation's
     names = store.names("bucket/run/")
@@ -46,12 +46,12 @@ def test_training_in_a_bucket_goes_on_and_is_evaluated(store, stgt):
     assert any(name.startswith("bucket/run/tensorboard/events") for name in names)
     assert "bucket/run/run.lock" not in names
 
-    done = stgt(*TRAIN, "--resume", "--allow-changes", "--num_steps=3", "--json", "gs://bucket/losses.json")
+    done = run_stgt(*TRAIN, "--resume", "--allow-changes", "--num_steps=3", "--json", "gs://bucket/losses.json")
     assert done.returncode == 0, done.stderr
     assert metrics(store) == [1, 2, 2, 3, 3]
     assert "loss_vtm" in json.loads(store.get("bucket/losses.json"))
 
-    done = stgt("eval", "retrieval", "--checkpoint", RUN, "--shards", SHARDS, "--k-test", "2")
+    done = run_stgt("eval", "retrieval", "--checkpoint", RUN, "--shards", SHARDS, "--k-test", "2")
     assert done.returncode == 0 and "text to video" in done.stdout, done.stderr
 
 
@@ -88,11 +88,11 @@ def test_run_in_a_bucket_holds_its_folder_until_it_ends_or_dies(store):
 
 
 @pytest.mark.parametrize("place", ["gs://bucket/nothing", "gs://bucket/incomplete"])
-def test_shards_that_are_not_whole_in_the_bucket_are_one_line(store, stgt, place):
+def test_shards_that_are_not_whole_in_the_bucket_are_one_line(store, run_stgt, place):
     for name in store.names("bucket/shards/"):
         if "array_record" not in name:
             store.put(name.replace("shards", "incomplete", 1), store.get(name))
-    done = stgt(*TRAIN, "--data.shards", place)
+    done = run_stgt(*TRAIN, "--data.shards", place)
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and line.startswith("stgt: error: ") and place in line
 
