@@ -58,7 +58,7 @@ def losses_and_grads(config: ModelConfig):
 
 
 def test_scan_and_remat_leave_losses_and_gradients_unchanged() -> None:
-    """Both on against both off: each costs a minute to compile."""
+    """Both on against both off, as each setting takes long to compile."""
     with_both, with_neither = deep(scan_layers=True, remat=True), deep(scan_layers=False, remat=False)
     chex.assert_trees_all_equal_shapes(param_shapes(STGT(with_both)), param_shapes(STGT(with_neither)))
     (losses, gradients), (expected_losses, expected) = losses_and_grads(with_both), losses_and_grads(with_neither)
