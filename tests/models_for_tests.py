@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from stgt_jax.config import GraphConfig, MeshConfig, ModelConfig, QFormerConfig, TrainConfig, VisionConfig
 from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
 from stgt_jax.run_folder import write_run
 from stgt_jax.train.checkpoint import Checkpoints
-from stgt_jax.train.state import init_state
+from stgt_jax.train.state import init_state, param_shapes
 
 
 def tiny() -> ModelConfig:
@@ -25,9 +26,13 @@ def tiny() -> ModelConfig:
 
 
 def write_random_run(folder: Path, model: ModelConfig, seed: int = 0) -> Path:
-    """Writes config.json and the checkpoint of step 0 of a run with random weights; returns its folder."""
-    config = TrainConfig(num_steps=10_000, seed=seed)
-    state = init_state(STGT(model), config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    """Writes config.json and the checkpoint of step 0 of a run with random weights; returns its folder.
+
+    The weights are NumPy's: the program that makes the model's own takes seconds to compile.
+    """
+    rng, shapes = np.random.default_rng(seed), param_shapes(STGT(model))
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(leaf.dtype), shapes)
+    state = init_state(STGT(model), TrainConfig(num_steps=10_000), make_mesh(MeshConfig(), jax.devices()[:1]), params)
     write_run(folder, {"model": model})
     checkpoints = Checkpoints(folder)
     checkpoints.save(0, state, {})

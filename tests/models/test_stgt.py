@@ -23,7 +23,7 @@ def deep(**changes) -> ModelConfig:
     return dataclasses.replace(
         config,
         graph=dataclasses.replace(config.graph, num_layers=2),
-        qformer=dataclasses.replace(config.qformer, depth=5),  # two groups of two, and a tail
+        qformer=dataclasses.replace(config.qformer, depth=3),  # a group of two, and a tail
         **changes,
     )
 

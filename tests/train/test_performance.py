@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax_set_up  # noqa: F401  (for the process that traces, which reads no conftest.py)
 import pytest
 from etils import epath
+from shared_train_step import share_train_step
 from small import Batches, small_model, small_training
 
 from stgt_jax.errors import STGTError
@@ -143,8 +145,8 @@ def run(workdir: Path, batches: Batches, **options: Any) -> None:
     train(MODEL, CONFIG, batches, workdir, devices=jax.devices()[:1], **options)
 
 
-def trace_two_runs(slow: Path, quick: Path, compiled: str) -> None:
-    jax.config.update("jax_compilation_cache_dir", compiled)
+def trace_two_runs(slow: Path, quick: Path) -> None:
+    share_train_step()
     for workdir, batches, steps in ((slow, SlowBatches(dies_at=7), (6, 7)), (quick, Batches(dies_at=5), (2, 3))):
         with pytest.raises(KeyboardInterrupt):
             run(workdir, batches, profile_steps=steps)
@@ -158,7 +160,7 @@ def traced_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """
     folders = tmp_path_factory.mktemp("slow [1]*?"), tmp_path_factory.mktemp("quick")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        process.submit(trace_two_runs, *folders, jax.config.jax_compilation_cache_dir).result()
+        process.submit(trace_two_runs, *folders).result()
     return folders
 
 
