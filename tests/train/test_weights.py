@@ -107,7 +107,7 @@ def test_first_parameter_of_another_shape_is_named(mesh: jax.sharding.Mesh, tmp_
 def test_folder_without_a_checkpoint_is_named(mesh: jax.sharding.Mesh, tmp_path: Path) -> None:
     assert not has_checkpoint(tmp_path / "nowhere")
     for name in ("initial", "vision"):
-        with pytest.raises(STGTError, match="nowhere: no such folder; give that of a run"):
+        with pytest.raises(STGTError, match="nowhere': no such folder; give that of a run"):
             initial_params(WeightsConfig(**{name: str(tmp_path / "nowhere")}), MODEL, SEED, mesh)
 
 
