@@ -235,7 +235,7 @@ def checkpoint_folder(path: PathLike) -> epath.Path:
     """
     folder = folder_path(path)
     if not folder.exists():
-        raise STGTError(f"{path}: no such folder; give that of a run (its --workdir) or one of its checkpoints/STEP")
+        raise STGTError(f"'{path}': no such folder; give that of a run (its --workdir) or one of its checkpoints/STEP")
     if (folder / "params").exists() or is_exported(folder):
         return folder
     if not has_checkpoint(folder):
