@@ -48,6 +48,7 @@ def loss_and_gradients(function: Any, *inputs: jax.Array) -> Any:
     return jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2)))(*inputs, jnp.float32(0.07))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [VTC, CSAL, STOPPED], ids=["vtc", "csal", "csal_stopped"])
 @pytest.mark.parametrize("sizes", [(12, 3, 8), (512, 128, 4)], ids=["one_block", "two_blocks"])
 def test_loss_and_gradients_are_those_of_the_whole_matrix(config: LossConfig, sizes: tuple[int, int, int]) -> None:
@@ -58,6 +59,7 @@ def test_loss_and_gradients_are_those_of_the_whole_matrix(config: LossConfig, si
     chex.assert_trees_all_close(loss, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [VTC, CSAL], ids=["vtc", "csal"])
 def test_eight_devices_compute_and_draw_what_one_does(config: LossConfig) -> None:
     inputs = unit(16, 3, 8, offset=0.3), unit(16, 8, seed=1, offset=0.3), jnp.float32(0.07)

@@ -154,6 +154,7 @@ class Members:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_process_ends_the_others_with_one_line(victim):
     events = ["", ""]
@@ -164,11 +165,13 @@ def test_killed_process_ends_the_others_with_one_line(victim):
     assert status == 1 and line.startswith(LOST)
 
 
+@pytest.mark.slow
 def test_process_with_a_mistake_ends_with_it_and_the_others_with_it():
     (first, _), (status, (line,)) = Members("mistaken", "").end(ENDED_WITHIN)
     assert first == 1 and status == 1 and line.startswith(LOST)
 
 
+@pytest.mark.slow
 def test_process_that_nobody_joins_says_so():
     ((status, (line,)),) = Members("impatient").end(within=0)
     assert status == 1 and f"did not all join within {PATIENCE} s; start all of them" in line

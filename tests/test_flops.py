@@ -47,6 +47,7 @@ def xla_flops():
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["vit", "graph", "encode_queries", "encode_text", "match", "decode"])
 def test_forward_count_is_xlas_but_for_elementwise_operations(xla_flops, part):
     ours = model_flops(CONFIG, batch=BATCH, frames=FRAMES, text_length=TEXT)[part].forward

@@ -70,7 +70,14 @@ def golden_files() -> list[Path]:
     return files
 
 
-@pytest.fixture(scope="module", params=golden_files(), ids=lambda path: path.stem)
+FIRST, *OTHERS = golden_files()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[FIRST, *(pytest.param(path, marks=pytest.mark.slow) for path in OTHERS)],
+    ids=[path.stem for path in (FIRST, *OTHERS)],
+)
 def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 

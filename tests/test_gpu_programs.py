@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
+pytestmark = pytest.mark.slow
 COMPILER = Path(sys.prefix) / "cuda"  # where `make test` puts it
 TRITON, CUDNN, CUDNN_BACKWARD = "__gpu$xla.gpu.triton", "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 

@@ -156,6 +156,7 @@ def test_another_number_of_processes_continues_where_the_others_were(config, bef
     _assert_same_batches(together, _take(config, 12)[7:])
 
 
+@pytest.mark.slow
 def test_sigterm_to_everything_leaves_the_worker_processes_at_work(config):
     expected = _take(config, 20)
     with train_loader(dataclasses.replace(config, num_workers=1), "train", 4, 0, **SIZES) as loader:
@@ -168,6 +169,7 @@ def test_sigterm_to_everything_leaves_the_worker_processes_at_work(config):
     assert worker.exitcode is not None
 
 
+@pytest.mark.slow
 def test_worker_processes_change_neither_batches_nor_resuming(config):
     expected = _take(config, 12)
     with train_loader(dataclasses.replace(config, num_workers=2), "train", 4, 0, **SIZES) as loader:

@@ -9,6 +9,13 @@ from data_pipeline.moving_shapes import make_moving_shapes
 from experiments.commands.main import main
 
 
+def pytest_collection_modifyitems(items):
+    """Leaves the tests out of `make check` that run a command in a process: nearly all of them train."""
+    for item in items:
+        if "run_stgt" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture
 def error_of(capsys):
     """Returns the function that runs a command which must fail, and gives back its one line."""

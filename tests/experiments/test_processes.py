@@ -19,6 +19,7 @@ from small_recipe import SMALL
 from stgt_jax.run_folder import read_run
 from stgt_jax.train.checkpoint import load_params
 
+pytestmark = pytest.mark.slow
 STEPS, FIRST, HEARTBEAT = 12, 4, 8  # FIRST: the step of a run's first checkpoint
 STOPPED_WITHIN = 30  # seconds from SIGTERM to the end of all; a step takes 0.4 s, a checkpoint 1 s
 KILLED_WITHIN = HEARTBEAT + 20  # seconds from a process's death to the end of all others

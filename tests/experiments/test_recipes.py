@@ -27,6 +27,7 @@ def batch_of(recipe, batch_size: int, text_length: int) -> dict[str, jax.ShapeDt
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_has_shapes_that_work_through_the_losses(name):
     recipe = get_recipe(name)

@@ -68,6 +68,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_run_in_a_bucket_holds_its_folder_until_it_ends_or_dies(store):
     def hold(seconds: float) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", HOLD, str(seconds)]

@@ -16,6 +16,8 @@ from stgt_jax.models.stgt import PAD_TOKEN_ID, STGT, generate, normalize_frames
 from stgt_jax.train.objective import stgt_losses
 from stgt_jax.train.state import param_shapes
 
+pytestmark = pytest.mark.slow
+
 
 def deep(**changes) -> ModelConfig:
     """A tiny model with every block repeated."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stgt_jax.ops.graph_attention import graph_attention
 
+pytestmark = pytest.mark.slow
 OTHERS = ("banded", "pallas_tpu", "pallas_gpu")
 SIZES = [(1, 7), (2, 3), (3, 5), (4, 1), (5, 3), (6, 1), (7, 3), (8, 1), (9, 3)]  # frames, nodes a frame
 HEADS, HEAD_DIM, WIDTH = 2, 4, 6

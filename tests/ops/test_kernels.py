@@ -13,6 +13,7 @@ from stgt_jax.ops.graph_attention.dropout import make_key
 from stgt_jax.ops.graph_attention.graph import banded_adjacency
 from stgt_jax.ops.graph_attention.implementation import Inputs
 
+pytestmark = pytest.mark.slow
 KERNELS = [pytest.param(module, id=module.__name__.rpartition(".")[2]) for module in (pallas_tpu, pallas_gpu)]
 
 

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from stgt_jax.errors import STGTError
 from stgt_jax.ops.graph_attention import graph_attention
 
+pytestmark = pytest.mark.slow
 FRAMES, PATCHES, HEADS, HEAD_DIM = 8, 3, 2, 4
 MESHES = {"frames": (1, 8, 1), "clips, frames and heads": (2, 2, 2), "two frames a device": (2, 4, 1)}
 

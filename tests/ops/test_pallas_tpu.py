@@ -11,6 +11,7 @@ from experiments.perf.compile.topology import find_topology
 from stgt_jax.ops.attention import attention
 from stgt_jax.ops.graph_attention import graph_attention, pallas_tpu
 
+pytestmark = pytest.mark.slow
 FULL = PATCHES, HEADS, HEAD_DIM = 256, 16, 88
 SLICES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 

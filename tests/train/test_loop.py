@@ -19,6 +19,7 @@ from stgt_jax.run_folder import read_run
 from stgt_jax.train.checkpoint import load_params
 from stgt_jax.train.loop import train
 
+pytestmark = pytest.mark.slow
 MODEL = small_model()  # with dropout: the random numbers must go on too
 CONFIG = small_training(num_steps=9, checkpoint_every=4, eval_every=8, keep_last=1, log_every=2)
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from models_for_tests import tiny
 
 from stgt_jax.config import LossConfig
@@ -20,6 +21,7 @@ def test_triples_are_own_text_another_video_another_text() -> None:
     assert triples.attention_mask.ravel().tolist() == [20, 20, 22, 21, 21, 20, 22, 22, 21]
 
 
+@pytest.mark.slow
 def test_total_is_the_sum() -> None:
     model, rng = STGT(tiny()), np.random.default_rng(0)
     batch = {

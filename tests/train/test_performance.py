@@ -20,6 +20,8 @@ from stgt_jax.train.log import RunLog
 from stgt_jax.train.loop import train
 from stgt_jax.train.performance import StepTimer, Window, step_figures
 
+pytestmark = pytest.mark.slow
+
 # The sizes of test_loop.py: one compilation serves both.
 MODEL = small_model()
 CONFIG = small_training(num_steps=9, checkpoint_every=4, eval_every=8, keep_last=1, log_every=2)

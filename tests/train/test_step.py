@@ -20,6 +20,7 @@ from stgt_jax.train.optimizer import make_optimizer
 from stgt_jax.train.state import abstract_state, init_state, merge_params, split_params
 from stgt_jax.train.step import make_train_step
 
+pytestmark = pytest.mark.slow
 PLAIN = small_model(dropout=0.0, graph="full")
 
 

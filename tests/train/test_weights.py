@@ -22,6 +22,7 @@ from stgt_jax.train.checkpoint import has_checkpoint, load_params
 from stgt_jax.train.state import init_params
 from stgt_jax.train.weights import check_weights, initial_params
 
+pytestmark = pytest.mark.slow
 ENCODER = small_model(depth=2, dtype="bfloat16", freeze=True)  # whose run the encoder comes from
 MODEL = dataclasses.replace(ENCODER, embed_dim=8)
 SEED = 5

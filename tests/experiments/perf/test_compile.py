@@ -315,6 +315,7 @@ def test_device_has_a_share_of_its_chip():
     assert (topology.num_chips, len(topology.devices), topology.device.hbm_bytes) == (8, 8, 32 * GIB)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_recipe_is_compiled_for_a_slice(tmp_path, capsys):
     path = tmp_path / "figures.json"
@@ -336,6 +337,7 @@ def test_recipe_is_compiled_for_a_slice(tmp_path, capsys):
     assert 0 < roofline["model_flops_share"] < 1 and "videos/s" in text
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_step_that_does_not_fit_says_what_to_change():
     recipe = recipe_with("moving_shapes_stage1", TINY)
