@@ -50,7 +50,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     axes = dataclasses.asdict(config)
     if "auto" in axes.values():
         raise STGTError(f"mesh={axes}: an axis is auto; use the config that stgt_jax.mesh.choose_mesh returns for it")
-    _check_product(config, len(devices))
+    check_axes(config, len(devices))
     sizes = tuple(axis_sizes(config, len(devices)).values())
     own = _devices_of_a_process(devices)
     if own % (parts := sizes[-1] * sizes[-2]):
@@ -93,7 +93,7 @@ def choose_mesh(
         are "auto".
     """
     devices = jax.devices() if devices is None else list(devices)
-    _check_product(config, len(devices))
+    check_axes(config, len(devices))
     if config.fsdp != "auto":
         config = _with_fsdp_that_divides(config, workload.params, len(devices))
     tensor = axis_sizes(config, len(devices))["tensor"]
@@ -141,7 +141,7 @@ def _memory_of_a_device(devices: Sequence[jax.Device]) -> float | None:
     return ((own.memory_stats() if own else None) or {}).get("bytes_limit")
 
 
-def _check_product(config: MeshConfig, count: int) -> None:
+def check_axes(config: MeshConfig, count: int) -> None:
     """Refuses axes that do not multiply to the number of devices; with "auto", to a divisor of it."""
     axes, sizes = dataclasses.asdict(config), axis_sizes(config, count).values()
     product = math.prod(sizes)

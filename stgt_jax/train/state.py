@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from stgt_jax.config import ModelConfig, TrainConfig
-from stgt_jax.mesh import Workload, choose_mesh, make_mesh
+from stgt_jax.mesh import Workload, check_axes, choose_mesh, make_mesh
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import param_shardings
 from stgt_jax.train.optimizer import make_optimizer
@@ -103,6 +103,7 @@ def mesh_for(
     model: STGT, config: TrainConfig, devices: Sequence[jax.Device] | None = None, memory: float | None = None
 ) -> Mesh:
     """The mesh to train on, with the axes of `config.mesh`; see `choose_mesh` and `make_mesh`."""
+    check_axes(config.mesh, len(jax.devices() if devices is None else devices))  # before the model is traced
     return make_mesh(choose_mesh(config.mesh, workload(model, config), devices, memory), devices)
 
 

@@ -366,6 +366,7 @@ def test_mistake_is_one_line_that_names_it(error_of, argv, complaint):
 
 
 @needs_libtpu
+@pytest.mark.slow  # after a test that compiles: the first trace of a process also logs which kernel runs
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
