@@ -51,19 +51,23 @@ def with_backward(function, mesh, *shapes, dtype=jnp.bfloat16):
     return jax.jit(run).lower(arrays, arrays[0])
 
 
-def graph_attention_program(mesh, dtype=jnp.bfloat16):
+def graph_attention_program(mesh, dtype=jnp.bfloat16, head_dim=88):
     """At the published width, 8 frames."""
-    nodes = (1, 8 * 256, 16, 88)
+    nodes = (1, 8 * 256, 16, head_dim)
 
     def run(query, key, value, nodes):
         options = {"num_frames": 8, "sim_threshold": 0.1, "dropout_rate": 0.1, "dropout_rng": jax.random.key(0)}
         return graph_attention(query, key, value, nodes, **options)
 
-    return with_backward(run, mesh, nodes, nodes, nodes, (1, 8 * 256, 1408), dtype=dtype)
+    return with_backward(run, mesh, nodes, nodes, nodes, (1, 8 * 256, 16 * head_dim), dtype=dtype)
 
 
 def float32_graph_attention_program(mesh):
     return graph_attention_program(mesh, jnp.float32)
+
+
+def wide_graph_attention_program(mesh):
+    return graph_attention_program(mesh, head_dim=128)
 
 
 def frames_program(mesh):
@@ -82,6 +86,7 @@ def train_step_program(mesh):
 PROGRAMS = {  # with the GPU, how many of it and their mesh
     "graph attention": (graph_attention_program, HOPPER, 1, MeshConfig()),
     "graph attention on Ada": (graph_attention_program, ADA, 1, MeshConfig()),
+    "graph attention with heads of width 128 on Ada": (wide_graph_attention_program, ADA, 1, MeshConfig()),
     "graph attention in float32 on Ada": (float32_graph_attention_program, ADA, 1, MeshConfig()),
     "frames": (frames_program, HOPPER, 1, MeshConfig()),
     "train step": (train_step_program, HOPPER, 8, MeshConfig(fsdp=2, sequence=2)),

@@ -32,16 +32,17 @@ _LOG2_E = math.log2(math.e)
 
 _MIN_SIDE = 16  # of what tensor cores multiply
 _MAX_HEAD_DIM = 128
-# The larger the own tiles, the fewer times the others are read. With 128 nodes of width 88 in bfloat16 no kernel spills
-# registers on Hopper (246 of 255 are used; a few spill with dropout), and 113 KiB of shared memory are enough (89 KiB
-# on Ampere and Ada).
+# The larger the own tiles, the fewer times the others are read, but the more registers a thread needs. These sides were
+# the fastest of sixteen on an H100, in bfloat16 with heads of width 88.
+_FORWARD_SIDE = 128
+_BACKWARD_SIDE = 64
+_OTHER_SIDE = 64
 _MAX_TILE_BYTES = 128 * 96 * 2
-_NUM_WARPS = 8
-_NUM_STAGES = 2
+_MAX_HEAD_DIM_IN_THREE_STAGES = 96  # with wider heads, Ada's 99 KiB of shared memory hold tiles of two stages only
 # float32 is multiplied in full precision, outside the tensor cores, with whole rows in registers. Larger tiles, and
 # heads wider than 112, spill kilobytes of registers. Larger tiles also need more shared memory than Ada has.
 _FLOAT32_SIDE = 32
-_FLOAT32_NUM_WARPS = 4
+_NUM_WARPS = 4
 
 _Chunks = tuple[jax.Array, ...]  # of an array [nodes, d]
 _Softmax = tuple[_Chunks, jax.Array, jax.Array]  # the running softmax of a tile: output, maximum, sum
@@ -55,25 +56,25 @@ class _Plan:
     own: int  # nodes of the tile that a program owns
     other: int  # nodes of the tiles that it walks over
     beyond: int  # key frames before the first frame that attends: 0 or 1
-    num_warps: int
+    num_stages: int  # tiles in shared memory: the one in use, and those that are being read
     patches: int  # P, without padding
     head_dim: int
     dropout_rate: float
 
     @classmethod
-    def of(cls, query: jax.Array, key: jax.Array, dropout_rate: float) -> "_Plan":
-        """For a query [B, T, P, H, d] and a key [B, Tk, P, H, d]."""
+    def of(cls, inputs: Inputs, own: int, num_stages: int) -> "_Plan":
+        """For the sizes wanted in 16 bits: less where frame, registers or shared memory are smaller."""
+        query, other = inputs.query, _OTHER_SIDE
         patches, _, head_dim = query.shape[2:]
-        side = max(_MIN_SIDE, pl.next_power_of_2(patches))
         if query.dtype == jnp.float32:
-            own = other = min(_FLOAT32_SIDE, side)
-            num_warps = _FLOAT32_NUM_WARPS
-        else:
-            fitting = _MAX_TILE_BYTES // (_chunks(head_dim)[-1].stop * query.dtype.itemsize)
-            own = min(128, _power_of_two_up_to(fitting), side)
-            other, num_warps = max(_MIN_SIDE, own // 2), _NUM_WARPS
-        beyond = (key.shape[1] - query.shape[1]) // 2
-        return cls(own, other, beyond, num_warps, patches, head_dim, dropout_rate)
+            own = other = _FLOAT32_SIDE
+        if query.dtype == jnp.float32 or head_dim > _MAX_HEAD_DIM_IN_THREE_STAGES:
+            num_stages = 2
+        fitting = _power_of_two_up_to(_MAX_TILE_BYTES // (_chunks(head_dim)[-1].stop * query.dtype.itemsize))
+        side = max(_MIN_SIDE, pl.next_power_of_2(patches))
+        own, other = (min(x, fitting, side) for x in (own, other))
+        beyond = (inputs.key.shape[1] - query.shape[1]) // 2
+        return cls(own, other, beyond, num_stages, patches, head_dim, inputs.dropout_rate)
 
 
 def unfit(query: jax.Array) -> str:
@@ -87,7 +88,7 @@ def unfit(query: jax.Array) -> str:
 
 def forward(inputs: Inputs) -> Output:
     """See `Implementation`."""
-    plan = _Plan.of(inputs.query, inputs.key, inputs.dropout_rate)
+    plan = _Plan.of(inputs, _FORWARD_SIDE, num_stages=2)
     query, key, value = (_pad(plan, x, 2) for x in (inputs.query, inputs.key, inputs.value))
     weights = _pad(plan, _compact(inputs.weights, query.dtype), 3, 4)
     batch, num_frames, nodes, heads, _ = query.shape
@@ -103,7 +104,7 @@ def forward(inputs: Inputs) -> Output:
 
 def backward(inputs: Inputs, output: Output, d_out: jax.Array) -> Gradients:
     """See `Implementation`."""
-    plan = _Plan.of(inputs.query, inputs.key, inputs.dropout_rate)
+    plan = _Plan.of(inputs, _BACKWARD_SIDE, num_stages=3)
     delta = (output.out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1)  # [B, T, P, H]
     scalars = [_pad(plan, rearrange(x, "b t p h -> b t h p"), 3) for x in (output.log_sum_exp * _LOG2_E, delta)]
     query, key, value, d_out = (_pad(plan, x, 2) for x in (inputs.query, inputs.key, inputs.value, d_out))
@@ -143,7 +144,7 @@ def _launch(kernel: Callable, plan: _Plan, operands: list[_Operand], results: li
         in_specs=[spec for _, spec in operands],
         out_specs=[spec for _, spec in results],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in results],
-        compiler_params=plgpu.CompilerParams(num_warps=plan.num_warps, num_stages=_NUM_STAGES),
+        compiler_params=plgpu.CompilerParams(num_warps=_NUM_WARPS, num_stages=plan.num_stages),
         interpret=target_platform() != "gpu",
     )(*(x for x, _ in operands))
 
