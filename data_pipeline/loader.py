@@ -1,6 +1,6 @@
 """Loads a shard set through grain: batches of uint8 video and token ids.
 
-Training shuffles the whole split anew in every epoch. The frames and the crop of a clip depend only on the seed, the
+Training shuffles the whole split again in every epoch. The frames and the crop of a clip depend only on the seed, the
 epoch and the clip's position in it, so the number of worker processes or hosts changes nothing. Evaluation reads every
 clip once, in order, and draws nothing at random. Letters: B clips of a process, T frames, S text length.
 """
@@ -16,12 +16,11 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
-from etils import epath
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.sampling import train_frames, uniform_frames, wrong_time_order
-from data_pipeline.shards import VOCAB_NAME, ShardSource, open_shards
+from data_pipeline.shards import ShardSource, open_shards
 from data_pipeline.transforms import centre_crop, random_flip, random_resized_crop
 
 # A batch of 128 clips of 8x224x224 has 154 MB, and by default grain would prepare hundreds of batches ahead.
@@ -181,19 +180,6 @@ def eval_batches(
 def num_examples(config: DataConfig, split: str) -> int:
     """Returns the number of clips in a split of the shard set."""
     return len(_open_split(config, split))
-
-
-def split_vocab_size(config: DataConfig) -> int:
-    """Returns the model's vocabulary size: the words of the shard set's vocabulary and one more, [DEC].
-
-    Raises:
-      DataError: the shard set has no vocabulary.
-    """
-    path = epath.Path(config.shards, VOCAB_NAME)
-    if not path.is_file():
-        raise DataError(f"data.shards='{config.shards}' has no {VOCAB_NAME}; build the shards with `stgt data build`")
-    with path.open(encoding="utf-8") as words:
-        return sum(1 for _ in words) + 1
 
 
 def _init_worker(index: int, count: int) -> None:

@@ -1,6 +1,6 @@
 """Chooses the T of a clip's n frames that the model sees (docs/model.md section 6).
 
-Training draws "headtail" frames, anew in every epoch. Evaluation takes uniform frames or, as a control, shuffles them.
+Training draws other "headtail" frames in every epoch. Evaluation takes uniform frames or, as a control, shuffles them.
 A clip of fewer than T frames repeats its last one.
 """
 

@@ -161,6 +161,11 @@ class ShardSource:
         if num_records != manifest["num_records"]:
             raise DataError(f"shard set '{self._folder}' has {num_records} records, not {manifest['num_records']}")
 
+    @property
+    def vocab(self) -> bytes:
+        """The content of the shard set's vocabulary file."""
+        return (self.shards / VOCAB_NAME).read_bytes()
+
     def __len__(self) -> int:
         return len(self._records)
 

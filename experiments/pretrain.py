@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 
-from data_pipeline.loader import eval_batches, split_vocab_size, train_loader
-from data_pipeline.shards import VOCAB_NAME, ShardSource, list_splits, open_shards
+from data_pipeline.loader import eval_batches, train_loader
+from data_pipeline.shards import ShardSource, list_splits, open_shards
 from experiments.recipe_fields import replace_fields
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
@@ -58,8 +57,11 @@ def pretrain(
     is_new = not has_checkpoint(workdir)
     if is_new:
         check_weights(recipe.weights, recipe.model, needs_initial=recipe.needs_initial_weights)
-    recipe = fit_to_shards(recipe)
-    provenance = _provenance(recipe, is_new)
+    if not recipe.data.shards:
+        raise STGTError("data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR")
+    sources = _open_splits(recipe.data.shards)
+    recipe = _fit_to_shards(recipe, sources)
+    provenance = _provenance(recipe, sources, is_new)
     if is_new and recipe.weights.initial:
         first_stage = read_run(recipe.weights.initial)
         check_vocabulary(first_stage, recipe.data.shards, provenance.sections["vocab_sha256"])
@@ -100,24 +102,17 @@ def pretrain_step(steps: Steps, name: str, recipe: Recipe, workdir: Path) -> dic
     return steps.run(name, title, lambda: pretrain(recipe, workdir, resume=resume), output=workdir / "checkpoints")
 
 
-def fit_to_shards(recipe: Recipe) -> Recipe:
-    """Checks that the shards fit the recipe; returns it, with their vocabulary if `vocab_from_data` is set.
-
-    Raises:
-      STGTError: data.shards is not set, the shard set is missing or damaged, or it has another vocabulary or longer
-        captions than the model.
-    """
+def _fit_to_shards(recipe: Recipe, sources: Mapping[str, ShardSource]) -> Recipe:
+    """Checks that the shards fit the recipe; returns it, with their vocabulary if `vocab_from_data` is set."""
     shards, text = recipe.data.shards, recipe.model.qformer
-    if not shards:
-        raise STGTError("data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR")
-    for split, source in _open_splits(shards).items():
+    for split, source in sources.items():
         if source.settings.max_text_length > text.max_text_length:
             raise STGTError(
                 f"model.qformer.max_text_length={text.max_text_length} is less than the"
                 f" {source.settings.max_text_length} tokens of a caption in split '{split}' of data.shards='{shards}'"
             )
-    words = epath.Path(shards, VOCAB_NAME).read_text(encoding="utf-8").splitlines()
-    ours = {"vocab_size": split_vocab_size(recipe.data), "sep_token_id": words.index("[SEP]")}
+    words = sources[TRAIN_SPLIT].vocab.decode().splitlines()
+    ours = {"vocab_size": len(words) + 1, "sep_token_id": words.index("[SEP]")}  # the model adds [DEC]
     if recipe.vocab_from_data:
         return replace_fields(recipe, {f"model.qformer.{name}": value for name, value in ours.items()})
     for name, value in ours.items():
@@ -148,9 +143,8 @@ def stage_recipe(name: str, fields: Mapping[str, Any], fixed: Mapping[str, Any])
     return stage
 
 
-def _provenance(recipe: Recipe, is_new: bool) -> Provenance:
+def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], is_new: bool) -> Provenance:
     """Returns what the run's folder records of its data, vocabulary and first weights."""
-    sources = _open_splits(recipe.data.shards)
     settings = sources[TRAIN_SPLIT].settings
     sections: dict[str, Any] = {
         "data": recipe.data,
@@ -167,7 +161,7 @@ def _provenance(recipe: Recipe, is_new: bool) -> Provenance:
     if is_new:  # a resumed run has its own weights, and those it started from may be gone
         origins = dataclasses.asdict(recipe.weights).items()
         sections["weights_origin"] = {name: str(checkpoint_folder(path)) for name, path in origins if path}
-    return Provenance(sections, epath.Path(recipe.data.shards, VOCAB_NAME).read_bytes())
+    return Provenance(sections, sources[TRAIN_SPLIT].vocab)
 
 
 def _open_splits(shards: str) -> dict[str, ShardSource]:

@@ -21,7 +21,7 @@ from stgt_jax.errors import Preempted, STGTError
 JOIN_TIMEOUT = 300  # seconds in which all processes must have joined
 LOST = (
     "another process of this run has ended or cannot be reached; start all of them again with --resume,"
-    " the run goes on from its newest checkpoint"
+    " the run continues from its newest checkpoint"
 )
 # What JAX, gloo and NCCL write when a collective fails because another process is gone.
 _PEER_IS_LOST = re.compile(r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|ABORTED|coordination", re.I)
@@ -65,7 +65,7 @@ def joined(
     except Preempted:
         raise
     except BaseException:
-        # At exit JAX waits for the other processes, which may go on for long, and then aborts all of them. This process
+        # At exit JAX waits for the other processes, which may take long, and then aborts all of them. This process
         # has reported its own error by then.
         _print_on_abort("")
         raise

@@ -56,7 +56,7 @@ def read_weights(folder: PathLike) -> dict[str, Any]:
     try:
         return unflatten_dict(safetensors.numpy.load(file.read_bytes()), sep="/")
     except (OSError, safetensors.SafetensorError) as error:
-        raise STGTError(f"'{file}' is missing or damaged ({error}); export the model anew") from error
+        raise STGTError(f"'{file}' is missing or damaged ({error}); export the model again") from error
 
 
 def model_folder(model: PathLike) -> PathLike:

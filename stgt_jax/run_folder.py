@@ -128,6 +128,14 @@ def folder_path(path: PathLike) -> epath.Path:
     return _LiteralPath(pathlib.Path(text).absolute())
 
 
+def existing_folder(path: PathLike) -> epath.Path:
+    """Returns the absolute path of the folder of a run or a checkpoint. Raises STGTError where there is none."""
+    folder = folder_path(path)
+    if not folder.is_dir():
+        raise STGTError(f"'{path}': no such folder; give that of a run (its --workdir) or one of its checkpoints/STEP")
+    return folder
+
+
 def read_run(path: PathLike) -> Run:
     """Reads the description of a run.
 
@@ -137,9 +145,7 @@ def read_run(path: PathLike) -> Run:
     Raises:
       STGTError: there is no config.json, or it is not JSON.
     """
-    folder = folder_path(path)
-    if not folder.is_dir():
-        raise STGTError(f"'{path}': no such folder; give that of a run (its --workdir) or one of its checkpoints/STEP")
+    folder = existing_folder(path)
     found = next((f for f in (folder, folder.parent.parent) if (f / CONFIG_NAME).exists()), None)
     if found is None:
         raise STGTError(f"{path}: has no {CONFIG_NAME}; give the folder of a run (its --workdir)")

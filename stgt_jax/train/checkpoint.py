@@ -2,7 +2,7 @@
 
     WORKDIR/checkpoints/STEP/params     all parameters, trainable and frozen: evaluation needs nothing else
                             /optimizer  step and optimizer state
-                            /loader     place in the training data, of every process
+                            /loader     position in the training data, of every process
                             /checksums  of params and optimizer, so that damage is noticed
 
 WORKDIR may be a folder in a bucket.
@@ -29,7 +29,7 @@ from stgt_jax.config import ModelConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.exported import WEIGHTS_NAME, is_exported, read_weights
 from stgt_jax.models.stgt import STGT
-from stgt_jax.run_folder import CONFIG_NAME, PathLike, folder_path
+from stgt_jax.run_folder import CONFIG_NAME, PathLike, existing_folder, folder_path
 from stgt_jax.sharding import param_shardings
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, param_shapes, split_params
 
@@ -141,7 +141,7 @@ class Checkpoints:
 
         Returns:
           The state and this process' loader state. Raises STGTError for a checkpoint of another model or training, for
-          a damaged one, and for one of another number of processes that were not all at the same place in the data.
+          a damaged one, and for one of another number of processes that were not all at the same position in the data.
         """
         folder = self.path(self._manager.latest_step())
         params = _restore(folder / "params", merge_params(template.params, template.frozen))
@@ -151,8 +151,8 @@ class Checkpoints:
         if len(loaders) != jax.process_count():
             if any(loader != loaders[0] for loader in loaders):
                 raise STGTError(
-                    f"{folder}: was written by {len(loaders)} processes, each at its own place in the data, and cannot"
-                    f" be resumed by {jax.process_count()}; run as many, or start anew with"
+                    f"{folder}: was written by {len(loaders)} processes, each at its own position in the data, and"
+                    f" cannot be resumed by {jax.process_count()}; run as many, or start a new run with"
                     f" --weights.initial {folder}"
                 )
             loaders = loaders[:1] * jax.process_count()
@@ -233,9 +233,7 @@ def checkpoint_folder(path: PathLike) -> epath.Path:
     Raises:
       STGTError: there is none.
     """
-    folder = folder_path(path)
-    if not folder.exists():
-        raise STGTError(f"'{path}': no such folder; give that of a run (its --workdir) or one of its checkpoints/STEP")
+    folder = existing_folder(path)
     if (folder / "params").exists() or is_exported(folder):
         return folder
     if not has_checkpoint(folder):
@@ -296,7 +294,7 @@ def _damaged(folder: epath.Path, error: Exception) -> STGTError:
     reason = next(iter(str(error).splitlines()), "")[:200]
     return STGTError(
         f"{folder}: cannot be read, it is incomplete or damaged ({type(error).__name__}: {reason}); remove"
-        f" {folder.parent} to go on from the checkpoint before, or give another"
+        f" {folder.parent} to continue from the checkpoint before, or give another"
     )
 
 

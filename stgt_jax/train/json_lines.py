@@ -15,8 +15,8 @@ Line = Mapping[str, float]
 class JsonLines:
     """Appends lines, each a step and its values.
 
-    Nothing can be appended to an object in a bucket: there only `flush` writes, and all lines anew. Call it before each
-    checkpoint; a resumed run drops the lines after its checkpoint anyway.
+    Nothing can be appended to an object in a bucket: there only `flush` writes, and it writes all lines again. Call it
+    before each checkpoint; a resumed run drops the lines after its checkpoint anyway.
     """
 
     def __init__(self, path: epath.Path, lines: Sequence[Line]) -> None:

@@ -43,10 +43,10 @@ class TrainIterator(Protocol):
     def __next__(self) -> Mapping[str, np.ndarray]: ...
 
     def get_state(self) -> Any:
-        """Returns the place in the data."""
+        """Returns the position in the data."""
 
     def set_state(self, state: Any) -> None:
-        """Goes on from a place that `get_state` returned."""
+        """Continues from a position that `get_state` returned."""
 
 
 def train(
@@ -72,11 +72,11 @@ def train(
         attention_mask [B, S] int32. Its state (bytes or JSON) is saved with every checkpoint.
       workdir: gets checkpoints, metrics.jsonl, performance.jsonl, TensorBoard logs and the files of
         `stgt_jax.run_folder`; one folder for all processes of a run.
-      resume: go on from the newest checkpoint in `workdir`. The steps that follow are to the bit those of a run that
+      resume: continue from the newest checkpoint in `workdir`. The steps that follow are to the bit those of a run that
         was not interrupted; another mesh or number of processes changes rounding only. A run that was preempted is
         resumed without being asked.
-      allow_changes: resume although options of the training or the data are not those of the run. Where its place in
-        the data means nothing to `train_iterator`, which then raises STGTError, the data start anew.
+      allow_changes: resume although options of the training or the data are not those of the run. If
+        `train_iterator` raises STGTError for the saved position, the data start from the beginning.
       evaluate: validation, from the whole parameter tree to metrics; the best checkpoint is that of the highest t2v_r1.
       initial_params: makes the parameter tree to start from, laid out on the mesh; by default random parameters.
       provenance: what data, vocabulary and first weights came from, to be kept in `workdir` and compared on resume.
@@ -110,7 +110,7 @@ def train(
         content = _checked_content(workdir, content, checkpoints, resume, allow_changes)
         state, data_state = _first_state(model, config, mesh, checkpoints, initial_params)
         if data_state is not None:
-            _restore_place(train_iterator, data_state, allow_changes)
+            _restore_position(train_iterator, data_state, allow_changes)
         start = int(state.step)
         if jax.process_index() == 0:
             write_run(workdir, content, provenance.vocab)
@@ -136,7 +136,7 @@ def _checked_content(
     newest = checkpoints.latest_step
     if newest is None:
         if resume and jax.process_index() == 0:
-            tqdm.write(f"{workdir}: no checkpoint to resume from; starting anew", file=sys.stderr)
+            tqdm.write(f"{workdir}: no checkpoint to resume from; starting from the beginning", file=sys.stderr)
         return content
     if not resume:
         if not checkpoints.latest_is_of_preemption:
@@ -144,26 +144,26 @@ def _checked_content(
                 f"{workdir}: has checkpoints (the newest of step {newest}); use --resume or another workdir"
             )
         if jax.process_index() == 0:
-            _log.info("%s: was asked to stop after step %d; going on from there", workdir, newest)
+            _log.info("%s: was asked to stop after step %d; continuing from there", workdir, newest)
     return check_resume(read_run(workdir), content, newest, allow_changes=allow_changes)
 
 
 def _first_state(
     model: STGT, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, initial_params: InitialParams | None
 ) -> tuple[TrainState, Any]:
-    """Returns the newest checkpoint's state and place in the data, or the state of step 0 and None."""
+    """Returns the newest checkpoint's state and position in the data, or the state of step 0 and None."""
     if checkpoints.latest_step is None:
         return init_state(model, config, mesh, initial_params(mesh) if initial_params else None), None
     return checkpoints.restore(abstract_state(model, config, mesh), model.config)
 
 
-def _restore_place(train_iterator: TrainIterator, data_state: Any, allow_changes: bool) -> None:
+def _restore_position(train_iterator: TrainIterator, data_state: Any, allow_changes: bool) -> None:
     try:
         train_iterator.set_state(data_state)
     except STGTError as error:
         if not allow_changes:
             raise
-        _log.warning("warning: the training data start anew: %s", error)
+        _log.warning("warning: the training data start from the beginning: %s", error)
 
 
 def _next_batch(train_iterator: TrainIterator, step: int) -> Mapping[str, np.ndarray]:

@@ -40,7 +40,7 @@ class StepTrace:
         """
         if self._traces and 0 < self._last <= step:
             steps = f"--profile-steps {self._first}:{self._last}"
-            tqdm.write(f"{steps}: no trace, as the run goes on after step {step}", file=sys.stderr)
+            tqdm.write(f"{steps}: no trace, as the run continues after step {step}", file=sys.stderr)
 
     def __enter__(self) -> "StepTrace":
         return self

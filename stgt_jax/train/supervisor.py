@@ -53,7 +53,7 @@ class Supervisor:
           timer: of this start of the run.
           trace: of the steps to trace, if any.
           start: the last step done.
-          data_state: returns the place in the training data, to be saved with the state.
+          data_state: returns the position in the training data, to be saved with the state.
           evaluate: from all parameters to the metrics of a validation; None validates nothing.
           stop_requested: set when the run is to stop after the running step.
         """
@@ -64,11 +64,11 @@ class Supervisor:
         self._running: tuple[int, Metrics] | None = None  # the step on the devices, and its metrics to come
 
     def step(self, step: int) -> contextlib.AbstractContextManager[None]:
-        """Goes around the lines that get the batch of `step` and start its computation."""
+        """Surrounds the lines that get the batch of `step` and start its computation."""
         return self._trace.step(step)
 
     def waiting_for_input(self) -> contextlib.AbstractContextManager[None]:
-        """Goes around the line that gets the batch of a step and puts it on the devices."""
+        """Surrounds the line that gets the batch of a step and puts it on the devices."""
         return self._timer.waiting_for_input()
 
     def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
@@ -127,7 +127,7 @@ class Supervisor:
             _log.info("asked to stop: writing the checkpoint of step %d", step)
         self._checkpoints.wait()
         raise Preempted(
-            f"stopped as asked, with {self._checkpoints.path(step)} saved; the same command goes on from there"
+            f"stopped as asked, with {self._checkpoints.path(step)} saved; the same command continues from there"
         )
 
     def _diverged(self, what: str) -> STGTError:

@@ -18,7 +18,7 @@ from stgt_jax.train.state import init_params, param_shapes
 
 
 def check_weights(weights: WeightsConfig, model: ModelConfig, *, needs_initial: bool) -> None:
-    """Checks that a run which starts anew is given the weights that it cannot do without.
+    """Checks that a new run is given the weights that it cannot do without.
 
     Raises:
       STGTError: a second stage without the first one's weights, or a frozen vision encoder with random ones.

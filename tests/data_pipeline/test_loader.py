@@ -15,7 +15,7 @@ import pytest
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.loader import TrainLoader, eval_batches, num_examples, split_vocab_size, train_loader
+from data_pipeline.loader import TrainLoader, eval_batches, num_examples, train_loader
 from data_pipeline.shards import ShardSettings, hash_file, write_split
 from stgt_jax.errors import STGTError
 
@@ -225,7 +225,6 @@ def test_shuffled_evaluation_frames_are_the_same_frames_out_of_order(config):
 
 def test_sizes_of_the_shard_set(config):
     assert num_examples(config, "train") == NUM_CLIPS
-    assert split_vocab_size(config) == len(WORDS) + 1
 
 
 @pytest.mark.parametrize(
@@ -271,5 +270,3 @@ def test_missing_shards_are_named(config, tmp_path):
         train_loader(DataConfig(), "train", 4, 0, **SIZES)
     with pytest.raises(DataError, match="nowhere"):
         train_loader(dataclasses.replace(config, shards=str(tmp_path / "nowhere")), "train", 4, 0, **SIZES)
-    with pytest.raises(DataError, match="nowhere"):
-        split_vocab_size(dataclasses.replace(config, shards=str(tmp_path / "nowhere")))

@@ -180,7 +180,7 @@ def test_same_command_goes_on_a_killed_one_ends_the_other_and_one_on_another_mes
     run.reaches(step + 1)
     run.processes[1].kill()
     assert run.ends(within=KILLED_WITHIN) == [1, -signal.SIGKILL]
-    assert f"was asked to stop after step {step}; going on from there" in run.said()
+    assert f"was asked to stop after step {step}; continuing from there" in run.said()
     assert run.last_words(0).startswith("stgt: error: another process of this run has ended")
 
     run = start(workdir, "--resume", "--mesh.fsdp=2", processes=1)

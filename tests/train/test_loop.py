@@ -126,7 +126,7 @@ def test_data_start_anew_only_if_changes_are_allowed(
     with pytest.raises(STGTError, match="no place b'9' in these data"):
         one_run(whole_run[0], OtherData(), resume=True)
     assert one_run(whole_run[0], OtherData(), resume=True, allow_changes=True) == whole_run[1]
-    assert "the training data start anew: no place b'9'" in caplog.text
+    assert "the training data start from the beginning: no place b'9'" in caplog.text
 
 
 def test_second_run_in_a_folder_is_refused_while_the_first_one_trains(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_nan_before_any_checkpoint_says_so_and_resume_starts_anew(
 ) -> None:
     with pytest.raises(STGTError, match="loss is nan at step 1; no checkpoint was saved before"):
         one_run(tmp_path, Batches(poisoned=1), resume=True)
-    assert "no checkpoint to resume from; starting anew" in capsys.readouterr().err
+    assert "no checkpoint to resume from; starting from the beginning" in capsys.readouterr().err
 
 
 def test_data_that_ends_is_an_error(tmp_path: Path) -> None:

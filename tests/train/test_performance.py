@@ -207,7 +207,7 @@ def test_run_that_goes_on_after_the_steps_to_trace_says_so_and_traces_nothing(
     crashed_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(crashed_run, Batches(), resume=True, profile_steps=(2, 3))
-    assert "--profile-steps 2:3: no trace, as the run goes on after step 4" in capsys.readouterr().err
+    assert "--profile-steps 2:3: no trace, as the run continues after step 4" in capsys.readouterr().err
     assert traced_steps(crashed_run) == [6, 7]
     assert [line["step"] for line in performance(crashed_run)] == [0, 2, 4, 4, 6, 8, 9]
 
