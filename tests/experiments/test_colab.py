@@ -6,13 +6,13 @@ import nbclient
 import nbformat
 import pytest
 from processes import ROOT, environment
+from small_recipe import SMALL
 
 NOTEBOOK = ROOT / "experiments" / "colab" / "quickstart.ipynb"
-TINY = """
+TINY = f"""
 NUM_TRAIN, NUM_TEST = 16, 4
 STAGE1_STEPS, STAGE2_STEPS = 2, 2
-OPTIONS = ["--batch-size=8", "--warmup-steps=1", "--num-workers=0", "--eval-every=0"]
-OPTIONS += ["--model.vision.depth=1", "--model.qformer.depth=2"]
+OPTIONS = {[option for option in SMALL if not option.startswith("--num_steps")]}  # the programs of other tests
 """
 
 
