@@ -30,7 +30,7 @@ HOPPER = Path(__file__).with_name("h100.txtpb").read_text()
 ADA = HOPPER.replace("232448", "101376").replace("9 feature_extension: ACCELERATED_FEATURES", "8 minor: 9")
 SMALLER = [
     "--batch_size=8", "--num_frames=4", "--image_size=168", "--vision.width=176", "--vision.depth=1",
-    "--vision.num_heads=2", "--vision.mlp_dim=352", "--graph.num_heads=2", "--qformer.width=64", "--qformer.depth=2",
+    "--vision.num_heads=2", "--vision.mlp_dim=352", "--graph.num_heads=2", "--qformer.width=64", "--qformer.depth=1",
     "--qformer.num_heads=2", "--qformer.mlp_dim=128",
 ]  # fmt: skip
 CUDNN_VERSION = 91000  # of a library that need not be there either: only its kernels' names go into a program

@@ -170,19 +170,28 @@ def test_sigterm_to_one_stops_all_at_one_step_with_a_checkpoint(stopped):
         assert "stopped as asked, with" in words and f"checkpoints/{step} saved" in words
 
 
-def test_same_command_goes_on_a_killed_one_ends_the_other_and_one_on_another_mesh_finishes(
-    start, stopped, reference, tmp_path
-):
-    workdir = shutil.copytree(stopped[0].workdir, tmp_path / "run")
-    step = checkpoints(workdir)[-1]
-    assert json.loads((workdir / "checkpoints" / str(step) / "loader" / "metadata").read_text())
-    run = start(workdir, paced=True)
+@pytest.fixture
+def copy(stopped, tmp_path):
+    """What that run left, to continue from."""
+    return shutil.copytree(stopped[0].workdir, tmp_path / "run")
+
+
+def test_same_command_continues_a_killed_one_ends_the_other_and_four_finish(start, copy, reference):
+    step = checkpoints(copy)[-1]
+    run = start(copy, paced=True)
     run.reaches(step + 1)
     run.processes[1].kill()
     assert run.ends(within=KILLED_WITHIN) == [1, -signal.SIGKILL]
     assert f"was asked to stop after step {step}; continuing from there" in run.said()
     assert run.last_words(0).startswith("stgt: error: another process of this run has ended")
 
-    run = start(workdir, "--resume", "--mesh.fsdp=2", processes=1)
+    run = start(copy, "--resume", processes=4)
+    assert run.ends() == [0] * 4, run.said()
+    assert_same_figures(copy, reference)
+
+
+def test_one_process_on_another_mesh_finishes_what_two_began(start, copy, reference):
+    assert json.loads((copy / "checkpoints" / str(checkpoints(copy)[-1]) / "loader" / "metadata").read_text())
+    run = start(copy, "--mesh.fsdp=2", processes=1)
     assert run.ends() == [0], run.said()
-    assert_same_figures(workdir, reference)
+    assert_same_figures(copy, reference)

@@ -59,11 +59,15 @@ def losses_and_grads(config: ModelConfig):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(make_params(deep()))
 
 
-def test_scan_and_remat_leave_losses_and_gradients_unchanged() -> None:
-    """Both on against both off, as each setting takes long to compile."""
-    with_both, with_neither = deep(scan_layers=True, remat=True), deep(scan_layers=False, remat=False)
-    chex.assert_trees_all_equal_shapes(param_shapes(STGT(with_both)), param_shapes(STGT(with_neither)))
-    (losses, gradients), (expected_losses, expected) = losses_and_grads(with_both), losses_and_grads(with_neither)
+@pytest.fixture(scope="module")
+def plain_losses_and_grads():
+    return losses_and_grads(deep())
+
+
+@pytest.mark.parametrize("changes", [{"scan_layers": False}, {"remat": True}, {"scan_layers": False, "remat": True}])
+def test_scan_and_remat_leave_losses_and_gradients_unchanged(plain_losses_and_grads, changes: dict) -> None:
+    chex.assert_trees_all_equal_shapes(param_shapes(STGT(deep())), param_shapes(STGT(deep(**changes))))
+    (losses, gradients), (expected_losses, expected) = losses_and_grads(deep(**changes)), plain_losses_and_grads
     chex.assert_trees_all_close(losses, expected_losses, rtol=1e-5)
 
     def assert_close(name, gradient, wanted):

@@ -44,11 +44,15 @@ def compile_step(mesh: Mesh, num_frames: int, spec: P, dtype, dropout_rate: floa
     return jax.jit(step, in_shardings=layout, out_shardings=layout).lower(*[array] * 5).compile()
 
 
-def test_full_width_split_over_frames_sends_neighbours_only(mesh: Mesh) -> None:
-    spec = P("data", "sequence")
-    text = compile_step(mesh, num_frames=8, spec=spec, dtype=jnp.bfloat16, dropout_rate=0.1).as_text()
+def test_compiles_at_full_width_and_is_chosen_by_itself(mesh: Mesh) -> None:
+    text = compile_step(mesh, num_frames=8, spec=P("data"), dtype=jnp.bfloat16, dropout_rate=0.1).as_text()
     assert text.count("tpu_custom_call") == 2  # forward and backward
     assert "while(" not in text  # `banded` would loop over frames
+
+
+def test_frames_split_over_devices_send_neighbours_only(mesh: Mesh) -> None:
+    text = compile_step(mesh, num_frames=8, spec=P("data", "sequence"), dtype=jnp.bfloat16).as_text()
+    assert text.count("tpu_custom_call") == 2
     assert "collective-permute" in text and "all-gather" not in text and "all-to-all" not in text
 
 
