@@ -227,7 +227,8 @@ class Model:
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
-                raise STGTError(f"text {index} is {text!r:.40}, no valid Unicode; decode it as UTF-8") from error
+                message = f"text {index} is {text!r:.40}, which is not valid Unicode; decode it as UTF-8"
+                raise STGTError(message) from error
         length = self._max_text_length
         if num_cut := sum(tokens > length for tokens in num_tokens(self._tokenizer, texts)):
             warnings.warn(f"{num_cut} of {len(texts)} texts have more than {length} tokens and were cut", stacklevel=3)
