@@ -25,8 +25,9 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
 from data_pipeline.captions import CaptionRow, read_captions
-from data_pipeline.decode import ClipError, decode_clip
+from data_pipeline.decode import FrameOptions, decode_clip
 from data_pipeline.errors import DataError
+from data_pipeline.packets import ClipError
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, hash_file, list_splits, write_split
 from data_pipeline.storage import local_path
 from data_pipeline.tokenizer import encode, load_tokenizer, num_tokens, train_vocab, vocab_size
@@ -223,7 +224,7 @@ def _try_decode(root: Path, num_kept_frames: int, resize: int, row: CaptionRow) 
     if not row.video or not row.caption:
         return "no video named" if not row.video else "empty caption"
     try:
-        return decode_clip(root / row.video, num_kept_frames, resize)
+        return decode_clip(root / row.video, FrameOptions(num_kept_frames, resize)).frames
     except ClipError as error:
         return str(error)
 

@@ -1,7 +1,11 @@
-"""Video files to frames, with PyAV: K frames kept uniformly over the clip, the short side resized, aspect kept.
+"""Video files to frames, with PyAV: K frames kept uniformly over the clip, or over a segment of it.
 
-The frame count in the header is missing or wrong in many files, so the packets are counted first. Then the clip is
-decoded as a stream, and only the kept frames stay in memory. An incomplete clip is refused with the reason.
+The number of frames in the header is missing or wrong in many files, so the packets are read first, without decoding.
+A clip of up to `LONG_CLIP` frames is then decoded from begin to end. Of a longer one, and of a segment, only what leads
+to the kept frames is decoded. Either way only the kept frames are held in memory.
+
+A clip is refused where the decoder or the demuxer reports damage, or where the file is shorter than its container says.
+Frames at the start that cannot be decoded because their key frame is missing are no damage: players skip them as well.
 """
 
 import dataclasses
@@ -10,26 +14,47 @@ from typing import Any
 
 import av
 import numpy as np
-from PIL import Image
 
-from data_pipeline.errors import DataError
+from data_pipeline import containers
+from data_pipeline.packets import (
+    ClipError,
+    Damage,
+    Packets,
+    Session,
+    captured_messages,
+    check_file,
+    demux,
+    is_seekable,
+    opened,
+    read_packets,
+    read_segment,
+)
+from data_pipeline.picture import Shape, Stretcher, is_hdr, kept_size, resize_bicubic, upright
 
-# A title that is not UTF-8 must not make the clip unreadable. PyAV 19 ignores such titles and has no such option.
-_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
-# (offset, bytes) at the start of video files. They tell a video whose index was cut off from another kind of file.
-_SIGNATURES = ((4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (0, b"\x1a\x45\xdf\xa3"), (0, b"RIFF"), (0, b"FLV"))
-
-
-class ClipError(DataError):
-    """A clip that cannot be used. The message is the reason, `kind` or `kind: detail`."""
+LONG_CLIP = 10_000  # frames; more are read by seeking to the kept ones
+TIME_LIMIT = 300.0  # seconds for reading one clip
 
 
 @dataclasses.dataclass(frozen=True)
-class _Packets:
-    """Packets of the video stream."""
+class FrameOptions:
+    """Which frames of a clip are kept, and how."""
 
-    num_packets: int  # to be shown; an edit list may discard others
-    num_expected: int  # frames that must decode; 0 if the container does not say
+    num_kept_frames: int  # K
+    resize: int  # pixels: the short side, or both sides
+    shape: Shape = "keep_aspect"
+    max_damage: float = 0.0  # share of a clip that may be damaged or missing
+    time_limit: float = TIME_LIMIT  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The kept frames of a clip."""
+
+    frames: np.ndarray  # uint8 [K, h, w, 3], RGB
+    frame_numbers: np.ndarray  # int32 [K], which of the clip's frames they are, from 0; repeated where n < K
+    num_frames: int  # n, of the clip
+    damage: float = 0.0  # share that is damaged or missing
+    is_hdr: bool = False
 
 
 def kept_indices(num_frames: int, num_kept: int) -> np.ndarray:
@@ -39,147 +64,196 @@ def kept_indices(num_frames: int, num_kept: int) -> np.ndarray:
     return np.arange(num_kept) * num_frames // num_kept
 
 
-def decode_clip(path: str | Path, num_kept_frames: int, resize: int) -> np.ndarray:
-    """Decodes a video file to uint8 [K, h, w, 3] RGB with min(h, w) = `resize`.
+def decode_clip(
+    path: str | Path, options: FrameOptions, *, start: float | None = None, end: float | None = None
+) -> Clip:
+    """Decodes a video file.
+
+    Args:
+      path: the file.
+      options: which frames to keep, and how.
+      start: begin of a segment, seconds after the first frame; by default the begin of the clip.
+      end: end of the segment, likewise; by default that of the clip. The numbers of frames count from the segment's
+        first.
 
     Raises:
-      ClipError: missing, empty, not a video, no video stream, truncated, damaged.
+      ClipError: missing, empty, not a video, no video stream, truncated, damaged, not supported, an empty segment, or
+        the time limit is over.
     """
-    path = Path(path)
     try:
-        _check_file(path)
-        packets = _count_packets(path)
-        indices = kept_indices(packets.num_packets, num_kept_frames)
-        frames, num_decoded = _decode_frames(path, indices, resize)
-        if num_decoded < packets.num_expected:
-            raise ClipError(f"truncated: {num_decoded} of {packets.num_expected} frames decode")
-        if num_decoded == 0:
-            raise ClipError("damaged: no frame can be decoded")
-        if num_decoded != packets.num_packets:  # codecs with hidden or merged packets
-            indices = kept_indices(num_decoded, num_kept_frames)
-            frames, _ = _decode_frames(path, indices, resize)
+        check_file(Path(path))
+        with captured_messages() as messages:
+            session = Session(Path(path), messages, max_damage=options.max_damage, time_limit=options.time_limit)
+            if start is None and end is None:
+                packets, times = read_packets(session), None
+            else:
+                packets, times = read_segment(session, start or 0.0, float("inf") if end is None else end)
+            missing = _missing_share(session)
+            if times is None and len(packets.times) > LONG_CLIP and is_seekable(packets):
+                times = np.sort(packets.times)
+            if times is None:
+                clip = _decode_whole(session, options, packets)
+            else:
+                clip = _decode_by_seeking(session, options, packets, times)
+            return dataclasses.replace(clip, damage=min(1.0, clip.damage + missing))
     except ClipError:
         raise
-    except (
-        av.error.FFmpegError,
-        OSError,
-        ValueError,
-        MemoryError,
-    ) as error:  # a single bad clip must not end a long build
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:  # one bad clip must not end a long build
         raise ClipError(f"damaged: {getattr(error, 'strerror', None) or error}") from error
-    return np.stack([frames[index] for index in indices.tolist()])
 
 
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise ClipError("missing: no such file")
-    if not path.is_file():
-        raise ClipError("not a file")
-    if path.stat().st_size == 0:
-        raise ClipError("empty: zero bytes")
-    if not path.stat().st_mode & 0o444:
-        raise ClipError("not readable: permission denied")
+def _missing_share(session: Session) -> float:
+    """Returns the share of the file that is missing by what its container says."""
+    size = session.path.stat().st_size
+    num_missing, num_broken = containers.missing_bytes(session.path), containers.broken_chunks(session.path)
+    share = (num_missing + num_broken) / (size + num_missing)
+    what = f"truncated: {num_missing} bytes are missing at the end of the file"
+    session.check_damage(what if num_missing else f"damaged: {num_broken} bytes of the file are no valid chunk", share)
+    return share
 
 
-def _open(path: Path) -> tuple[Any, Any]:
-    """Opens a container and its first video stream that is not a cover picture."""
+def _decode_whole(session: Session, options: FrameOptions, packets: Packets) -> Clip:
+    num_packets, num_kept = len(packets.times), options.num_kept_frames
+    indices = kept_indices(num_packets, num_kept)
+    decoded = _decode_all(session, options, packets.stream, indices)
+    if decoded.num_frames == 0:
+        raise ClipError("damaged: no frame can be decoded")
+    if decoded.num_frames != num_packets:  # codecs with hidden or merged packets; no key frame at the start
+        indices = kept_indices(decoded.num_frames, num_kept)
+        decoded = _decode_all(session, options, packets.stream, indices)
+    pictures = np.stack([decoded.pictures[index] for index in indices.tolist()])
+    return Clip(pictures, indices.astype(np.int32), decoded.num_frames, decoded.damage, decoded.is_hdr)
+
+
+@dataclasses.dataclass
+class _Decoded:
+    """What was decoded: pictures by the number or time of their frame."""
+
+    pictures: dict[int, np.ndarray]
+    num_frames: int
+    damage: float = 0.0
+    is_hdr: bool = False
+
+
+class _Keeper:
+    """Makes the kept pictures of one video."""
+
+    def __init__(self, options: FrameOptions, pixel_aspect: float) -> None:
+        self._options, self._pixel_aspect = options, pixel_aspect
+        self._stretch = Stretcher(options.resize)
+        self._size: tuple[int, int] | None = None
+        self.is_hdr = False
+
+    def keep(self, frame: Any) -> np.ndarray:
+        """Returns the picture of a frame, uint8 [h, w, 3]."""
+        self.is_hdr |= is_hdr(frame)
+        if self._options.shape == "stretch":
+            return self._stretch(frame)
+        image = upright(frame)
+        is_turned = image.shape[0] != frame.height
+        aspect = 1 / self._pixel_aspect if is_turned else self._pixel_aspect
+        # The size may change within a stream.
+        self._size = self._size or kept_size(image.shape[0], image.shape[1], self._options.resize, pixel_aspect=aspect)
+        return resize_bicubic(image, self._size)
+
+
+def _decode_all(session: Session, options: FrameOptions, index: int, indices: np.ndarray) -> _Decoded:
+    """Decodes all frames and keeps those with the numbers `indices`."""
+    wanted, decoded, num_packets = set(indices.tolist()), _Decoded({}, 0), 0
+    with opened(session, index) as (container, stream, damage):
+        keeper = _Keeper(options, float(stream.sample_aspect_ratio or 1))
+        for packet in demux(session, container, [stream]):
+            frames, is_damaged = _decode(stream, packet)
+            for frame in frames:
+                if decoded.num_frames in wanted:
+                    decoded.pictures[decoded.num_frames] = keeper.keep(frame)
+                decoded.num_frames += 1
+            num_packets += 1
+            damage.note(packet, is_damaged, decoded.num_frames)
+        is_transport_stream, program = container.format.name == "mpegts", stream.id
+    num_lost = (containers.lost_transport_packets(session.path, program) or 0) if is_transport_stream else 0
+    num_damaged = max(damage.num_damaged + num_lost, containers.damaged_clusters(session.path))
+    decoded.damage, decoded.is_hdr = min(1.0, num_damaged / max(num_packets, 1)), keeper.is_hdr
+    session.check_damage(f"damaged: {damage.first or 'a part of the file is missing or changed'}", decoded.damage)
+    return decoded
+
+
+def _decode(stream: Any, packet: Any) -> tuple[list[Any], bool]:
+    """Returns the frames that a packet completes, and whether it or one of them is marked as damaged."""
+    # In a transport stream the mark means a break in its counter, which is no damage where parts are joined.
+    is_marked = packet.is_corrupt and stream.container.format.name != "mpegts"
     try:
-        container = av.open(f"file:{path}", **_OPEN_OPTIONS)  # else FFmpeg takes "a:b.mp4" for an address
-    except PermissionError as error:
-        raise ClipError("not readable: permission denied") from error
-    except av.error.FFmpegError as error:
-        with path.open("rb") as file:
-            head = file.read(16)
-        if any(head[at:].startswith(magic) for at, magic in _SIGNATURES):
-            raise ClipError("truncated: its index (moov atom) or header is missing") from error
-        raise ClipError("not a video") from error
-    cover = av.stream.Disposition.attached_pic
-    stream = next((s for s in container.streams.video if not s.disposition & cover), None)
-    if stream is None or stream.codec_context is None:
-        container.close()
-        raise ClipError("no video stream" if stream is None else "unknown codec")
-    stream.codec_context.thread_count = 1  # clips are decoded in parallel, not frames
-    return container, stream
+        frames = stream.codec_context.decode(packet if packet.size else None)
+    except av.error.InvalidDataError:
+        return [], True
+    except av.error.EOFError:  # asked for its last frames a second time
+        return [], False
+    return frames, is_marked or any(frame.is_corrupt for frame in frames)
 
 
-def _count_packets(path: Path) -> _Packets:
-    """Reads all packets without decoding; refuses a container that ends before its stream does."""
-    container, stream = _open(path)
-    num_discarded = 0
-    times: list[float] = []
-    lengths: list[float] = []
-    with container:
-        duration = _declared_duration(container, stream)
-        num_declared = stream.frames if "mp4" in container.format.name else 0
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise ClipError(f"truncated: the file ends within frame {len(times) + 1}")
-            if packet.is_discard:
-                num_discarded += 1
-            elif packet.size:
-                ticks = packet.pts if packet.pts is not None else packet.dts
-                times.append(float((ticks or 0) * packet.time_base))
-                lengths.append(float((packet.duration or 0) * packet.time_base))
-    if not times:
-        raise ClipError("truncated: it holds no frames")
-    if duration and max(times) > 0:
-        lacks_packets = len(times) + num_discarded < num_declared
-        _check_seconds(np.array(times), np.array(lengths), duration, lacks_packets)
-    return _Packets(len(times), min(num_declared, len(times)))
+def _decode_by_seeking(session: Session, options: FrameOptions, packets: Packets, times: np.ndarray) -> Clip:
+    """Decodes from the key frame before each kept frame on; `times` [n] are those of the clip's frames, in order."""
+    session.check_damage("damaged: its container", packets.num_damaged / len(packets.times))
+    indices = kept_indices(len(times), options.num_kept_frames)
+    wanted = np.unique(times[indices])
+    keys = np.stack([packets.times, packets.decode_times], -1)  # [n, 2]
+    keys = keys[packets.is_key] if packets.is_key.any() else keys[:1]
+    keys = keys[np.argsort(keys[:, 0])]
+    key_of = np.searchsorted(keys[:, 0], wanted, side="right") - 1
+    pictures: dict[int, np.ndarray] = {}
+    with opened(session, packets.stream) as (container, stream, damage):
+        run = _Run(session, container, stream, damage, _Keeper(options, float(stream.sample_aspect_ratio or 1)))
+        for key in np.unique(key_of):  # frames that need the same key frame are decoded in one go
+            pictures |= run.decode(keys[: max(key, 0) + 1], wanted[key_of == key])
+    share = min(1.0, damage.num_damaged / max(run.num_packets, 1))
+    session.check_damage(f"damaged: {damage.first}", share)
+    if num_lost := len(wanted) - len(pictures):
+        raise ClipError(f"damaged: {num_lost} of the {len(wanted)} frames to keep cannot be decoded")
+    kept = np.stack([pictures[time] for time in times[indices].tolist()])
+    return Clip(kept, indices.astype(np.int32), len(times), share, run.keeper.is_hdr)
 
 
-def _check_seconds(times: np.ndarray, lengths: np.ndarray, duration: float, lacks_packets: bool) -> None:
-    """Refuses a stream whose packets, [n] times and lengths in seconds, cover less than the declared duration."""
-    if lacks_packets:  # or an edit list leaves out the end, but then the duration leaves it out, too
-        seconds, slack = lengths.sum(), 0.5 * lengths.mean()
-    else:  # lengths may be unknown, and at a variable frame rate the last frame may be shown as long as any other
-        gaps = np.diff(np.sort(times))
-        seconds, slack = (times + lengths).max() - times.min(), 1.5 * gaps.max(initial=duration / 10)
-    if seconds < duration - slack:
-        raise ClipError(f"truncated: {seconds:.2f} of {duration:.2f} seconds are there")
+@dataclasses.dataclass
+class _Run:
+    """Decodes parts of a stream, each from a key frame on."""
 
+    session: Session
+    container: Any
+    stream: Any
+    damage: Damage
+    keeper: _Keeper
+    num_packets: int = 0
 
-def _declared_duration(container: Any, stream: Any) -> float | None:
-    """Returns the duration in seconds that the header states (Matroska: in a tag), or None."""
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    try:
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    except (KeyError, ValueError):
-        only_stream = len(container.streams) == 1
-        return container.duration / av.time_base if only_stream and container.duration else None
+    def decode(self, keys: np.ndarray, wanted: np.ndarray) -> dict[int, np.ndarray]:
+        """Returns the pictures of the frames at the times `wanted`; decodes from the last of the key frames on.
 
+        Args:
+          keys: [k, 2], times of presentation and of decoding of the key frames.
+          wanted: [n], times of presentation.
+        """
+        # Some containers are searched by the one time, some by the other, and some only roughly.
+        places = [*keys[-1], *keys[-2:-6:-1, 1], keys[0].min() - 10 * av.time_base]
+        for place in dict.fromkeys(int(place) for place in places):
+            self.container.seek(place, stream=self.stream, backward=True)
+            self.damage.restart()
+            pictures = self._decode_until(wanted)
+            if len(pictures) == len(wanted):
+                break
+        return pictures
 
-def _decode_frames(path: Path, indices: np.ndarray, resize: int) -> tuple[dict[int, np.ndarray], int]:
-    """Decodes all frames and keeps those of `indices`: ({index: uint8 [h, w, 3]}, number of frames decoded)."""
-    container, stream = _open(path)
-    wanted, frames, num_decoded = set(indices.tolist()), {}, 0
-    size: tuple[int, int] | None = None
-    with container:
-        for frame in container.decode(stream):
-            if num_decoded in wanted:
-                image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                # The size may change within a stream.
-                size = size or _resized(image, resize)
-                frames[num_decoded] = _resize(image, size)
-            num_decoded += 1
-    return frames, num_decoded
-
-
-def resize_short_side(image: np.ndarray, resize: int) -> np.ndarray:
-    """Returns an image, uint8 [h, w, 3], resized as frames of a file are: min(h, w) becomes `resize`, aspect kept."""
-    return _resize(image, _resized(image, resize))
-
-
-def _resized(image: np.ndarray, resize: int) -> tuple[int, int]:
-    height, width = image.shape[:2]
-    scale = resize / min(height, width)
-    return max(resize, round(height * scale)), max(resize, round(width * scale))
-
-
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bicubic, antialiased: uint8 [h, w, 3] -> uint8 [*size, 3]."""
-    if image.shape[:2] == size:
-        return np.ascontiguousarray(image)
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+    def _decode_until(self, wanted: np.ndarray) -> dict[int, np.ndarray]:
+        remaining, pictures, num_frames = set(wanted.tolist()), {}, 0
+        for packet in demux(self.session, self.container, [self.stream]):
+            frames, is_damaged = _decode(self.stream, packet)
+            self.num_packets += 1
+            num_frames += len(frames)
+            if frames and num_frames == len(frames) and (frames[0].pts or 0) > wanted[0]:
+                break  # begins too late
+            for frame in frames:
+                if frame.pts in remaining:
+                    pictures[frame.pts] = self.keeper.keep(frame)
+                    remaining.discard(frame.pts)
+            self.damage.note(packet, is_damaged, num_frames)
+            if not remaining or any(frame.pts is not None and frame.pts > wanted[-1] for frame in frames):
+                break
+        return pictures

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.decode import ClipError, decode_clip, kept_indices, resize_short_side
+from data_pipeline.decode import FrameOptions, decode_clip, kept_indices
 from data_pipeline.errors import DataError
+from data_pipeline.packets import ClipError
+from data_pipeline.picture import resize_short_side
 from data_pipeline.sampling import uniform_frames
 from data_pipeline.transforms import centre_crop
 
@@ -61,7 +63,7 @@ class ClipReader:
         if "://" in path:
             raise DataError(f"video '{path}' is not a local file; download it first")
         try:
-            frames = decode_clip(path, self.num_kept_frames, self.resize)
+            frames = decode_clip(path, FrameOptions(self.num_kept_frames, self.resize)).frames
         except ClipError as error:
             raise DataError(f"video '{path}': {error}") from error
         return centre_crop(frames[uniform_frames(len(frames), self.num_frames)], self.image_size)

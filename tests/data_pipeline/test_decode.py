@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from clips import frame_level
 
-from data_pipeline.decode import ClipError, decode_clip, kept_indices
+from data_pipeline import decode
+from data_pipeline.decode import FrameOptions, kept_indices
+from data_pipeline.packets import ClipError
+
+
+def decode_clip(path, num_kept_frames, resize):
+    return decode.decode_clip(path, FrameOptions(num_kept_frames, resize)).frames
 
 
 def levels(video):
