@@ -1,7 +1,7 @@
 """Builds a split of a shard set from a caption file and the videos it names: decode, tokenise, write.
 
-Decoding runs in several processes. Everything else streams through this one, in the order of the caption file. A clip
-that cannot be used is left out, counted, and listed in the split's `rejected.jsonl`. A build that fails leaves nothing.
+Decoding runs in several processes. Everything else streams through this one, in the order of the caption file. What
+cannot be used is left out, counted, and listed in the split's `rejected.jsonl`. A build that fails leaves nothing.
 """
 
 import collections
@@ -15,8 +15,11 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
+import sys
+import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,18 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
 from data_pipeline.captions import CaptionRow, read_captions
-from data_pipeline.decode import FrameOptions, decode_clip
+from data_pipeline.config import Encoding, FrameShape
+from data_pipeline.decode import TIME_LIMIT, FrameOptions, decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.packets import ClipError
-from data_pipeline.shards import VOCAB_NAME, ShardSettings, hash_file, list_splits, write_split
+from data_pipeline.processes import end_with_parent, ignore_stop_signals
+from data_pipeline.shards import VOCAB_NAME, ShardSettings, VideoRecord, hash_file, list_splits, write_split
 from data_pipeline.storage import local_path
-from data_pipeline.tokenizer import encode, load_tokenizer, num_tokens, train_vocab, vocab_size
+from data_pipeline.stored_frames import DEFAULT_JPEG_QUALITY, StoredFrames, encode_jpeg
+from data_pipeline.tokenizer import copy_vocab, encode, load_tokenizer, num_tokens, train_vocab, vocab_size
 
 REJECTED_NAME = "rejected.jsonl"
+_DISK_IS_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +48,18 @@ class BuildReport:
 
     shards: str
     split: str
-    num_rows: int
+    num_rows: int  # captions and questions, of all videos
     num_written: int
     num_rejected: int
+    num_videos: int  # written
     rejected_by_reason: dict[str, int]
     num_truncated_captions: int  # of the written ones: longer than max_text_length tokens
+    num_hdr_videos: int  # of the written ones: colours look washed out, as they are not tone-mapped
+    num_damaged_videos: int  # of the written ones: no more damaged than max_damage allows
     vocab_size: int
     num_bytes: int
     seconds: float
-    clips_per_second: float
+    videos_per_second: float
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as a dict for JSON."""
@@ -61,20 +71,58 @@ class BuildReport:
         lines = [
             f"{self.shards}/{self.split}: {self.num_rows} rows = {self.num_written} written"
             f" + {self.num_rejected} rejected{f' ({reasons})' if reasons else ''}",
-            f"{self.num_bytes / 1e6:.1f} MB in {self.seconds:.1f} s ({self.clips_per_second:.1f} clips/s),"
-            f" vocabulary of {self.vocab_size} tokens, {self.num_truncated_captions} captions cut to length",
+            f"{self.num_videos} videos, {self.num_bytes / 1e6:.1f} MB in {self.seconds:.1f} s"
+            f" ({self.videos_per_second:.1f} videos/s), vocabulary of {self.vocab_size} tokens,"
+            f" {self.num_truncated_captions} captions cut to length",
         ]
+        if self.num_hdr_videos:
+            lines.append(f"{self.num_hdr_videos} videos have HDR colours (HLG or PQ) and look washed out in the shards")
+        if self.num_damaged_videos:
+            lines.append(f"{self.num_damaged_videos} videos are damaged a little and were accepted (--max-damage)")
         if self.num_rejected:
-            lines.append(f"rejected clips: {Path(self.shards, self.split, REJECTED_NAME)}")
+            lines.append(f"rejected rows: {Path(self.shards, self.split, REJECTED_NAME)}")
         return "\n".join(lines)
 
 
 @dataclasses.dataclass
 class _Tally:
-    """What `_examples` counts while it yields records."""
+    """What `_records` counts while it yields records."""
 
+    num_written: int = 0  # rows
     reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     num_truncated_captions: int = 0
+    num_hdr_videos: int = 0
+    num_damaged_videos: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Video:
+    """A video, or a segment of one, and the rows of the caption file about it."""
+
+    name: str
+    start: float | None
+    end: float | None
+    group: str
+    rows: tuple[CaptionRow, ...]
+    empty_rows: tuple[tuple[CaptionRow, str], ...] = ()  # left out, each with the reason
+
+    @property
+    def id(self) -> str:
+        """The name; of a segment with a media fragment, as in web addresses."""
+        if self.start is None and self.end is None:
+            return self.name
+        return f"{self.name}#t={self.start or 0:g}" + ("" if self.end is None else f",{self.end:g}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _KeptFrames:
+    """What a worker process makes of a video."""
+
+    stored: Any  # as in StoredFrames
+    frame_numbers: np.ndarray
+    num_frames: int
+    is_hdr: bool
+    is_damaged: bool
 
 
 def build_shards(
@@ -86,6 +134,11 @@ def build_shards(
     num_kept_frames: int,
     resize: int,
     max_text_length: int,
+    frame_shape: FrameShape = "keep_aspect",
+    encoding: Encoding = "jpeg",
+    jpeg_quality: int = DEFAULT_JPEG_QUALITY,
+    max_damage: float = 0.0,
+    time_limit: float = TIME_LIMIT,
     num_workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -98,62 +151,114 @@ def build_shards(
       split: the split's name, such as "train".
       vocab: BERT vocabulary file. By default that of the shard set, if it has another split; else, for the split
         "train" only, one is trained from these captions.
-      num_kept_frames: K, frames kept of each clip.
-      resize: short side of the kept frames, pixels.
+      num_kept_frames: K, frames kept of each video.
+      resize: pixels: the short side of the kept frames, or both sides of stretched ones.
       max_text_length: S, tokens a caption is padded or cut to.
+      frame_shape: "keep_aspect", or "stretch" to make every frame square, as the original does.
+      encoding: "jpeg", or "raw" for pixels without loss.
+      jpeg_quality: 1 to 100.
+      max_damage: share of a video, from 0 to 1, that may be damaged or missing.
+      time_limit: seconds for reading one video.
       num_workers: decoding processes; 0 decodes in this one. By default one for each CPU core.
       overwrite: replace the split if it is there already.
       progress: show a progress bar.
 
     Raises:
-      DataError: bad caption file, vocabulary or option; a split that is there already; no usable clip; a path in a
-        bucket.
+      DataError: bad caption file, vocabulary or option; a split that is there already; no usable video; a full disk; a
+        path in a bucket.
     """
     start, captions, out = time.perf_counter(), local_path(captions), local_path(out)
-    _check_options(split, num_kept_frames, resize, max_text_length, num_workers)
+    _check_split_name(split)
+    least = {"num_kept_frames": (num_kept_frames, 1), "resize": (resize, 1), "max_text_length": (max_text_length, 3)}
+    _check_range(**least, num_workers=(num_workers or 0, 0), jpeg_quality=(jpeg_quality, 1, 100))
+    _check_range(max_damage=(max_damage, 0, 1), time_limit=(time_limit, 0))
     rows = read_captions(captions)
+    videos = _group_rows(captions, rows)
     if (out / split).exists() and not overwrite:
         raise DataError(f"'{out / split}' exists already; choose another folder or split, or --overwrite it")
+    quality = jpeg_quality if encoding == "jpeg" else None
+    frames = FrameOptions(num_kept_frames, resize, frame_shape, max_damage, time_limit)
+    read = functools.partial(_try_read, captions.parent, frames, quality)
     tally = _Tally()
-    decode = functools.partial(_try_decode, captions.parent, num_kept_frames, resize)
-    with _incomplete_folder(out, split) as folder:
+    with _stopping_in_good_order(), _incomplete_folder(out, split) as folder:
         tokenizer = _place_vocab(folder / VOCAB_NAME, out, vocab, split, rows)
-        settings = ShardSettings(num_kept_frames, resize, max_text_length, hash_file(folder / VOCAB_NAME))
-        with contextlib.closing(_map_rows(decode, rows, num_workers)) as clips:
-            bar = tqdm(clips, f"building {split}", len(rows), unit=" clips", disable=not progress)
-            num_written = write_split(folder, split, _examples(bar, tokenizer, settings, folder, tally), settings)
-        num_rejected, reasons = tally.reasons.total(), dict(tally.reasons.most_common())
-        if num_written == 0:
-            listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-            raise DataError(f"no usable clip in '{captions}', row 1 is '{rows[0].video}' ({len(rows)} rows: {listed})")
-        if num_written + num_rejected != len(rows):
-            raise RuntimeError(f"{len(rows)} rows, but {num_written} written and {num_rejected} rejected")
+        settings = ShardSettings(num_kept_frames, resize, frame_shape, encoding, quality, max_text_length,
+                                 hash_file(folder / VOCAB_NAME))  # fmt: skip
+        with (folder / REJECTED_NAME).open("w", encoding="utf-8") as rejected:
+            sorted_videos = (_without_empty_rows(video, tokenizer) for video in videos)
+            with contextlib.closing(_map_videos(read, sorted_videos, num_workers, len(videos))) as read_videos:
+                bar = tqdm(read_videos, f"building {split}", len(videos), unit=" videos", disable=not progress)
+                records = _records(bar, tokenizer, settings, _Rejects(rejected, tally))
+                num_videos = write_split(folder, split, records, settings)
+        if num_videos == 0:
+            listed = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
+            raise DataError(f"no usable video in '{captions}', row 1 is '{rows[0].video}' ({len(rows)} rows: {listed})")
+        if tally.num_written + tally.reasons.total() != len(rows):
+            raise RuntimeError(
+                f"{len(rows)} rows, but {tally.num_written} written and {tally.reasons.total()} rejected"
+            )
         num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     seconds = time.perf_counter() - start
     return BuildReport(
         shards=str(out),
         split=split,
         num_rows=len(rows),
-        num_written=num_written,
-        num_rejected=num_rejected,
-        rejected_by_reason=reasons,
+        num_written=tally.num_written,
+        num_rejected=tally.reasons.total(),
+        num_videos=num_videos,
+        rejected_by_reason=dict(tally.reasons.most_common()),
         num_truncated_captions=tally.num_truncated_captions,
+        num_hdr_videos=tally.num_hdr_videos,
+        num_damaged_videos=tally.num_damaged_videos,
         vocab_size=vocab_size(tokenizer),
         num_bytes=num_bytes,
         seconds=seconds,
-        clips_per_second=len(rows) / seconds,
+        videos_per_second=len(videos) / seconds,
     )
 
 
-def _check_options(
-    split: str, num_kept_frames: int, resize: int, max_text_length: int, num_workers: int | None
-) -> None:
+def _check_split_name(split: str) -> None:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", split) or split.lower() == "all":
         raise DataError(f"split '{split}' is not a name for a split; use letters, digits and _, and not 'all'")
-    options = {"num_kept_frames": (num_kept_frames, 1), "resize": (resize, 1), "max_text_length": (max_text_length, 3)}
-    for name, (value, least) in (options | {"num_workers": (num_workers or 0, 0)}).items():
+
+
+def _check_range(**options: tuple[float, ...]) -> None:
+    """Raises DataError for an option (value, least) or (value, least, most) that is out of its range."""
+    for name, (value, least, *most) in options.items():
         if value < least:
             raise DataError(f"{name}={value} must be at least {least}")
+        if most and value > most[0]:
+            raise DataError(f"{name}={value} must be at most {most[0]}")
+
+
+def _group_rows(path: Path, rows: Sequence[CaptionRow]) -> list[_Video]:
+    """Returns the videos in the order in which they first occur, each with its rows."""
+    found: dict[tuple[str, float | None, float | None], list[CaptionRow]] = {}
+    for row in rows:
+        found.setdefault((row.video, row.start, row.end), []).append(row)
+    videos = []
+    for key, same in found.items():
+        groups = list(dict.fromkeys(row.group for row in same if row.group))
+        if len(groups) > 1:
+            raise DataError(
+                f"'{path}': the rows of video '{same[0].video}' name the groups '{groups[0]}' and '{groups[1]}'; a"
+                " video belongs to one group"
+            )
+        videos.append(_Video(*key, groups[0] if groups else "", tuple(same)))
+    return videos
+
+
+@contextlib.contextmanager
+def _stopping_in_good_order() -> Iterator[None]:
+    """Makes SIGTERM end the build as an exception does, so that it leaves nothing behind."""
+    if threading.current_thread() is not threading.main_thread():  # Python calls handlers in the main thread alone
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -170,8 +275,13 @@ def _incomplete_folder(out: Path, split: str) -> Iterator[Path]:
         if (out / split).exists():
             shutil.rmtree(out / split)
         folder.rename(out / split)
-    except OSError as error:
-        raise DataError(f"cannot write shard set '{out}': {error.strerror or error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # TFDS and ArrayRecord raise other types for a full disk
+        full = next((reason for reason in _DISK_IS_FULL if reason in str(error)), None)
+        if full or isinstance(error, OSError):
+            raise DataError(f"cannot write shard set '{out}': {full or getattr(error, 'strerror', error)}") from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -210,8 +320,7 @@ def _place_vocab(
             )
         vocab = shared
     if vocab is not None:
-        load_tokenizer(vocab)  # before copying, so that an error names the user's file
-        shutil.copyfile(vocab, target)
+        copy_vocab(vocab, target)
     elif split == "train":
         train_vocab((row.caption for row in rows), target)
     else:
@@ -219,65 +328,114 @@ def _place_vocab(
     return load_tokenizer(target)
 
 
-def _try_decode(root: Path, num_kept_frames: int, resize: int, row: CaptionRow) -> np.ndarray | str:
-    """Returns the row's frames uint8 [K, h, w, 3], or the reason why there are none. Runs in the worker processes."""
-    if not row.video or not row.caption:
-        return "no video named" if not row.video else "empty caption"
+def _try_read(root: Path, options: FrameOptions, jpeg_quality: int | None, video: _Video) -> _KeptFrames | str:
+    """Returns the frames of a video, or the reason why there are none. Runs in the worker processes."""
+    if not video.rows:
+        return "no row is left"
     try:
-        return decode_clip(root / row.video, FrameOptions(num_kept_frames, resize)).frames
+        clip = decode_clip(root / video.name, options, start=video.start, end=video.end)
     except ClipError as error:
         return str(error)
+    stored = clip.frames if jpeg_quality is None else encode_jpeg(clip.frames, jpeg_quality)
+    return _KeptFrames(stored, clip.frame_numbers, clip.num_frames, clip.is_hdr, clip.damage > 0)
 
 
-def _map_rows(decode: Any, rows: list[CaptionRow], num_workers: int | None) -> Generator[tuple[int, CaptionRow, Any]]:
-    """Yields (number, row, decode(row)) in order. Each worker decodes at most a few clips ahead."""
+def _start_worker() -> None:
+    ignore_stop_signals()
+    end_with_parent()
+
+
+def _map_videos(
+    read: Any, videos: Iterable[_Video], num_workers: int | None, num_videos: int
+) -> Generator[tuple[_Video, Any]]:
+    """Yields (video, read(video)) in order. Each worker reads at most a few videos ahead."""
     if num_workers is None:
         num_workers = os.cpu_count() or 1
     if num_workers == 0:
-        yield from ((number, row, decode(row)) for number, row in enumerate(rows, 1))
+        yield from ((video, read(video)) for video in videos)
         return
     # Spawned: a forked child of a process with JAX or decoding threads can hang.
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(min(num_workers, len(rows)), mp_context=context)
-    pending: collections.deque[tuple[int, CaptionRow, Any]] = collections.deque()
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(num_workers, num_videos), mp_context=context, initializer=_start_worker
+    )
+    pending: collections.deque[tuple[_Video, Any]] = collections.deque()
     try:
-        for number, row in enumerate(rows, 1):
-            pending.append((number, row, pool.submit(decode, row)))
+        for video in videos:
+            pending.append((video, pool.submit(read, video)))
             if len(pending) > 4 * num_workers:
-                number, row, future = pending.popleft()
-                yield number, row, future.result()
-        for number, row, future in pending:
-            yield number, row, future.result()
+                video, future = pending.popleft()
+                yield video, future.result()
+        for video, future in pending:
+            yield video, future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise DataError(
-            f"a decoding process died at or near '{row.video}': out of memory? try fewer workers"
+            f"a decoding process died at or near '{video.name}': out of memory? try fewer workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _examples(
-    clips: Iterable[tuple[int, CaptionRow, Any]],
+@dataclasses.dataclass(frozen=True)
+class _Rejects:
+    """The open `rejected.jsonl`, a line for each row that cannot be used."""
+
+    file: Any
+    tally: _Tally
+
+    def add(self, row: CaptionRow, reason: str) -> None:
+        """Lists and counts a row."""
+        line = {"video": row.video, "reason": reason, "row": row.number, "caption": row.caption or row.question}
+        self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.tally.reasons[reason.split(":")[0]] += 1
+
+
+def _without_empty_rows(video: _Video, tokenizer: BertWordPieceTokenizer) -> _Video:
+    """Returns the video with the rows that say something and those that do not, sorted."""
+    kept, empty, lengths = [], [], num_tokens(tokenizer, [row.caption for row in video.rows])
+    for row, length in zip(video.rows, lengths, strict=True):
+        if not row.video:
+            empty.append((row, "no video named"))
+        elif row.question and not row.answer:
+            empty.append((row, "question without an answer"))
+        elif length > 2 or (row.question and not row.caption):  # more than [CLS] and [SEP]
+            kept.append(row)
+        else:
+            empty.append((row, "empty caption: no token in it" if row.caption else "empty caption"))
+    return dataclasses.replace(video, rows=tuple(kept), empty_rows=tuple(empty))
+
+
+def _records(
+    videos: Iterable[tuple[_Video, _KeptFrames | str]],
     tokenizer: BertWordPieceTokenizer,
     settings: ShardSettings,
-    folder: Path,
-    tally: _Tally,
-) -> Iterator[dict[str, Any]]:
-    """Yields the records to write. Rows without frames are counted, and listed in the folder's `rejected.jsonl`."""
-    with (folder / REJECTED_NAME).open("w", encoding="utf-8") as rejected:
-        for number, row, video in clips:
-            if isinstance(video, str):
-                line = {"video": row.video, "reason": video, "row": number, "caption": row.caption}
-                rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
-                tally.reasons[video.split(":")[0]] += 1
-                continue
-            input_ids, attention_mask = encode(tokenizer, [row.caption], settings.max_text_length)
-            tally.num_truncated_captions += num_tokens(tokenizer, [row.caption])[0] > settings.max_text_length
-            yield {
-                "video": video,
-                "video_id": row.video,
-                "caption": row.caption,
-                "group": row.group,
-                "input_ids": input_ids[0],
-                "attention_mask": attention_mask[0],
-            }
+    rejects: _Rejects,
+) -> Iterator[VideoRecord]:
+    """Yields the records to write. Empty rows and those of videos without frames are listed."""
+    tally = rejects.tally
+    for video, kept in videos:
+        for row, reason in video.empty_rows:
+            rejects.add(row, reason)
+        if isinstance(kept, str):
+            for row in video.rows:
+                rejects.add(row, kept)
+            continue
+        captions = tuple(row.caption for row in video.rows if row.caption)
+        asked = [row for row in video.rows if row.question]
+        input_ids, attention_mask = encode(tokenizer, captions, settings.max_text_length)
+        tally.num_written += len(video.rows)
+        tally.num_truncated_captions += sum(n > settings.max_text_length for n in num_tokens(tokenizer, captions))
+        tally.num_hdr_videos += kept.is_hdr
+        tally.num_damaged_videos += kept.is_damaged
+        yield VideoRecord(
+            video_id=video.id,
+            group=video.group,
+            frames=StoredFrames(kept.stored, settings.encoding),
+            frame_numbers=kept.frame_numbers,
+            num_frames=kept.num_frames,
+            captions=captions,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            questions=tuple(row.question for row in asked),
+            answers=tuple(row.answer for row in asked),
+        )

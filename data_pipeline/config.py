@@ -1,9 +1,12 @@
-"""How the loader turns a shard set into batches, as one frozen dataclass."""
+"""How the loader turns shard sets into batches, as one frozen dataclass."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from stgt_jax.checks import check, check_choices, check_not_negative
+
+FrameShape = Literal["keep_aspect", "stretch"]  # of stored frames: as the video shows them, or square
+Encoding = Literal["jpeg", "raw"]  # of stored frames
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,18 @@ class DataConfig:
     """
 
     shards: str = ""  # folder of the shard set, as written by `stgt data build`
+    mix_shards: tuple[str, ...] = ()  # folders of further shard sets to train on
+    # Share of each shard set in a batch, that of data.shards first. By default in proportion to their videos.
+    mix_weights: tuple[float, ...] = ()
+    # What one epoch is. videos: every video once, with one of its captions. captions: every caption once.
+    epoch: Literal["videos", "captions"] = "videos"
+    max_bad_records: int = 0  # damaged records that training may skip; more end the run
+    frame_shape: FrameShape = "keep_aspect"  # the shards must have been built with the same
     train_frame_sampling: Literal["headtail", "uniform"] = "headtail"  # evaluation is always uniform
     crop_scale: tuple[float, float] = (0.5, 1.0)  # area of the random resized crop; (1.0, 1.0) is the centre crop
+    crop_filter: Literal["antialiased", "bicubic"] = "antialiased"  # bicubic, without antialiasing, is the original's
     flip: bool = True  # mirror half of the training clips; turn it off if captions distinguish left from right
+    rand_augment: bool = False  # change training clips by two random operations out of ten, as the original does
     num_workers: int = 2  # worker processes of the training loader; 0 loads in the training process
 
     def __post_init__(self) -> None:
@@ -28,4 +40,18 @@ class DataConfig:
             len(self.crop_scale) == 2 and 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0,
             f"data.crop_scale={self.crop_scale} must be (lo, hi) with 0 < lo <= hi <= 1; (1.0, 1.0) is the centre crop",
         )
-        check_not_negative("data", self, "num_workers")
+        check(
+            len(self.mix_weights) in (0, 1 + len(self.mix_shards)) and all(weight > 0 for weight in self.mix_weights),
+            f"data.mix_weights={self.mix_weights} must be a positive number for each of the"
+            f" {1 + len(self.mix_shards)} shard sets, or none",
+        )
+        check(
+            len({self.shards, *self.mix_shards}) == 1 + len(self.mix_shards),
+            f"data.mix_shards={self.mix_shards} and data.shards='{self.shards}' name a shard set twice",
+        )
+        check_not_negative("data", self, "num_workers", "max_bad_records")
+
+    @property
+    def shard_sets(self) -> tuple[str, ...]:
+        """The folders of all shard sets to train on."""
+        return self.shards, *self.mix_shards

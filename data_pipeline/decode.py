@@ -16,6 +16,7 @@ import av
 import numpy as np
 
 from data_pipeline import containers
+from data_pipeline.config import FrameShape
 from data_pipeline.packets import (
     ClipError,
     Damage,
@@ -29,7 +30,7 @@ from data_pipeline.packets import (
     read_packets,
     read_segment,
 )
-from data_pipeline.picture import Shape, Stretcher, is_hdr, kept_size, resize_bicubic, upright
+from data_pipeline.picture import Stretcher, is_hdr, kept_size, resize_bicubic, upright
 
 LONG_CLIP = 10_000  # frames; more are read by seeking to the kept ones
 TIME_LIMIT = 300.0  # seconds for reading one clip
@@ -41,7 +42,7 @@ class FrameOptions:
 
     num_kept_frames: int  # K
     resize: int  # pixels: the short side, or both sides
-    shape: Shape = "keep_aspect"
+    shape: FrameShape = "keep_aspect"
     max_damage: float = 0.0  # share of a clip that may be damaged or missing
     time_limit: float = TIME_LIMIT  # seconds
 

@@ -1,15 +1,14 @@
-"""Loads a shard set through grain: batches of uint8 video and token ids.
+"""Loads shard sets through grain: batches of uint8 video and token ids.
 
-Training shuffles the whole split again in every epoch. The frames and the crop of a clip depend only on the seed, the
-epoch and the clip's position in it, so the number of worker processes or hosts changes nothing. Evaluation reads every
-clip once, in order, and draws nothing at random. Letters: B clips of a process, T frames, S text length.
+Training shuffles all videos, or all captions, again in every epoch (`order`). The frames and the crop of an example
+depend only on the seed and its position, so the number of worker processes or hosts changes nothing. Evaluation reads
+every video once, in order, with all its captions, and draws nothing at random. Letters: B examples of a process, T
+frames, K frames that the shards keep, S text length, C captions.
 """
 
 import functools
-import multiprocessing
+import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,28 +16,39 @@ import grain
 import numpy as np
 from absl import flags
 
+from data_pipeline.augment import crop_bicubic, rand_augment
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.sampling import train_frames, uniform_frames, wrong_time_order
-from data_pipeline.shards import ShardSource, open_shards
-from data_pipeline.transforms import centre_crop, random_flip, random_resized_crop
+from data_pipeline.order import BAD_RECORDS, ENDLESS, BadRecordError, CaptionOrder, Mixture, batch_shares
+from data_pipeline.processes import end_with_parent, ignore_stop_signals
+from data_pipeline.sampling import nearest_frames, train_frames, wrong_time_order
+from data_pipeline.shards import ShardSource, VideoRecord, open_shards
+from data_pipeline.transforms import centre_crop, random_crop_box, random_flip, random_resized_crop
 
 # A batch of 128 clips of 8x224x224 has 154 MB, and by default grain would prepare hundreds of batches ahead.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-_EVAL_TEXT = ("video_id", "caption", "group")
+_log = logging.getLogger("stgt_jax")
 
 
 class TrainLoader:
     """The training batches of one process, without end. Close it when done, or use it as a context manager.
 
-    Its state is the number of batches taken, and what they were taken from. It is the same in every process, so the
-    state of one restores all.
+    Its state is the number of batches taken, what they were taken from, and the damaged records left out. It is the
+    same in every process but for those, so the state of one restores all.
     """
 
-    def __init__(self, batches: grain.MapDataset, num_workers: int, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        batches: grain.MapDataset,
+        config: DataConfig,
+        sources: list[ShardSource],
+        identity: Mapping[str, Any],
+    ) -> None:
         self._batches = batches
-        self._num_workers = num_workers
+        self._num_workers, self._max_bad_records = config.num_workers, config.max_bad_records
+        self._sources = sources
         self._identity = dict(identity)
+        self._bad_records: set[int] = set()
         self._next_batch = 0
         self._iterator = self._start(0)
 
@@ -48,12 +58,19 @@ class TrainLoader:
     def __next__(self) -> dict[str, np.ndarray]:
         batch = next(self._iterator)
         self._next_batch += 1
+        self._count_bad_records(batch.pop(BAD_RECORDS))
         # Copied: arrays of a worker process are in shared memory, which leaks if they are alive when the program ends.
         return {name: np.array(values) for name, values in batch.items()}
 
+    @property
+    def num_bad_records(self) -> int:
+        """The damaged records that were left out so far, each counted once."""
+        return len(self._bad_records)
+
     def get_state(self) -> dict[str, Any]:
         """Returns a dict for JSON. `set_state` continues from it with the same batches."""
-        return {"next_batch": self._next_batch, **self._identity}
+        bad = {"bad_records": sorted(self._bad_records)} if self._bad_records else {}
+        return {"next_batch": self._next_batch, **bad, **self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues from the position at which `state` was taken.
@@ -69,6 +86,7 @@ class TrainLoader:
                 )
         self._iterator.close()
         self._next_batch = int(state["next_batch"])
+        self._bad_records = set(state.get("bad_records", ()))
         self._iterator = self._start(self._next_batch)
 
     def close(self) -> None:
@@ -90,6 +108,19 @@ class TrainLoader:
         workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
         return iter(remaining.mp_prefetch(workers, worker_init_fn=_init_worker))
 
+    def _count_bad_records(self, found: np.ndarray) -> None:
+        """Counts and names the damaged records of a batch, int64 [B, n]. Raises DataError for too many."""
+        for code in sorted({*found[found >= 0].tolist()} - self._bad_records):
+            self._bad_records.add(code)
+            part, index = divmod(code, ENDLESS)
+            place, num_bad = self._sources[part].place(index), len(self._bad_records)
+            if num_bad > self._max_bad_records:
+                raise DataError(
+                    f"{place} is damaged, the {num_bad}. such record; rebuild the split, or allow more with"
+                    f" --data.max_bad_records (now {self._max_bad_records})"
+                )
+            _log.warning("%s is damaged and left out (%d of at most %d)", place, num_bad, self._max_bad_records)
+
 
 def train_loader(
     config: DataConfig,
@@ -104,9 +135,11 @@ def train_loader(
 ) -> TrainLoader:
     """Returns endless shuffled, augmented batches of `batch_size` clips for this process.
 
-    In an epoch, all processes together read every clip once. Clips that do not fill a last global batch are left out of
-    that epoch; they are others in each epoch, as the order is new. So no batch holds a clip twice. Process p returns
-    rows p B to (p + 1) B of each global batch, the same rows that a single process would have there.
+    In an epoch of one shard set, all processes together read every video once, or every caption once. What does not
+    fill a last global batch is left out of that epoch; each epoch leaves out others, as the order is new. No batch
+    holds a video twice. A mixture takes the same number of examples of a shard set in every batch, and an epoch of each
+    ends by itself. Process p returns rows p B to (p + 1) B of each global batch, the same rows that a single process
+    would have there.
 
     Args:
       config: the loader's options.
@@ -122,25 +155,32 @@ def train_loader(
       Batches of `video` uint8 [B, T, H, W, 3], `input_ids` int32 [B, S], `attention_mask` int32 [B, S].
 
     Raises:
-      DataError: no such shards, more frames than they keep, or fewer clips than one global batch.
+      DataError: no such shards, more frames than they keep, frames of another shape, or fewer videos than a batch takes
+        of a shard set.
     """
     if seed < 0:
         raise DataError(f"seed={seed} must not be negative")
-    source = _open(config, split, num_frames, image_size)
+    sources = [_open(config, shards, split, num_frames, image_size) for shards in config.shard_sets]
     global_batch = batch_size * process_count
-    if not 0 < global_batch <= len(source):
-        raise DataError(
-            f"batch_size={global_batch} must be 1 to {len(source)}, the number of clips in split '{split}' of"
-            f" data.shards='{config.shards}'; give a smaller --batch_size, or build shards of more clips"
-        )
+    shares = batch_shares(global_batch, config.mix_weights or [len(source) for source in sources])
+    parts = []
+    for at, (source, share) in enumerate(zip(sources, shares, strict=True)):
+        if not 0 < share <= len(source):
+            raise DataError(
+                f"batch_size={share} must be 1 to {len(source)}, the number of videos in split '{split}' of"
+                f" data.shards='{source.shards}'; give a smaller --batch_size, or build shards of more videos"
+            )
+        # The seeds of grain's epochs follow each other, so those of another shard set are far away.
+        parts.append(_examples(config, source, share, (seed + 0x9E3779B1 * at) % (1 << 32), num_frames, image_size))
     # Batches are assigned to processes after the shuffle and the crops: the global batch i has the same clips, in the
     # same order and with the same crops, for any number of processes.
-    clips_per_epoch = len(source) // global_batch * global_batch
-    clip = functools.partial(_train_clip, config, num_frames, image_size)
-    clips = grain.MapDataset.source(source).seed(seed).shuffle().random_map(clip)
-    batches = clips[:clips_per_epoch].batch(batch_size)[process_index::process_count].repeat()
-    identity = {"split": split, "num_examples": len(source), "global_batch_size": global_batch, "seed": seed}
-    return TrainLoader(batches, config.num_workers, identity)
+    mixture = Mixture(parts, shares, skips_bad=config.max_bad_records > 0)
+    batches = grain.MapDataset.source(mixture).batch(batch_size)[process_index::process_count]
+    num_examples = [len(source) if config.epoch == "videos" else source.num_captions for source in sources]
+    identity = {"split": split, "num_examples": num_examples[0], "global_batch_size": global_batch, "seed": seed}
+    if len(sources) > 1:
+        identity |= {"mix_num_examples": num_examples[1:], "mix_shares": shares}
+    return TrainLoader(batches, config, sources, identity)
 
 
 def eval_batches(
@@ -152,7 +192,7 @@ def eval_batches(
     image_size: int,
     shuffle_frames_seed: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every clip of the split once, in order: uniform frames, centre crop.
+    """Yields every video of the split once, in order, with all its captions: uniform frames, centre crop.
 
     Args:
       config: the loader's options; those for training have no effect here.
@@ -164,99 +204,176 @@ def eval_batches(
         nor exactly reversed. This control shows whether a model uses the order of frames.
 
     Yields:
-      Batches of `video` uint8 [B, T, H, W, 3], `input_ids` and `attention_mask` int32 [B, S], `valid` bool [B] (False
-      on the repeated clips), and the object arrays [B] of str `video_id`, `caption` and `group`.
+      Batches of `video` uint8 [B, T, H, W, 3], `valid` bool [B] (False on the repeated clips), the object arrays [B] of
+      str `video_id` and `group`, and the captions of the valid clips: `caption` object [C] of str, `input_ids` and
+      `attention_mask` int32 [C, S], and `row` int64 [C], the clip that each belongs to.
 
     Raises:
-      DataError: no such shards, more frames than they keep, or a batch size below 1.
+      DataError: no such shards, more frames than they keep, frames of another shape, or a batch size below 1.
     """
     if batch_size < 1:
         raise DataError(f"evaluation batch size {batch_size} must be at least 1")
-    source = _open(config, split, num_frames, image_size)
-    clip = functools.partial(_eval_clip, num_frames, image_size, shuffle_frames_seed)
-    return _padded_batches(grain.MapDataset.source(source).map_with_index(clip), batch_size)
+    source = _open(config, config.shards, split, num_frames, image_size)
+    clip = functools.partial(_eval_clip, source, num_frames, image_size, shuffle_frames_seed)
+    return _padded_batches(grain.MapDataset.source(_Numbered(source)).map(clip), batch_size)
 
 
-def num_examples(config: DataConfig, split: str) -> int:
-    """Returns the number of clips in a split of the shard set."""
-    return len(_open_split(config, split))
+def num_videos(config: DataConfig, split: str) -> int:
+    """Returns the number of videos in a split of the shard set."""
+    return len(_open_split(config.shards, split))
 
 
 def _init_worker(index: int, count: int) -> None:
-    """Makes a worker ignore SIGTERM, and end when its parent process ends.
-
-    A scheduler sends SIGTERM to every process of a job, but the parent still needs batches to finish its step. And if
-    the parent is killed, the worker would wait for ever to hand over its next batch.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_after_parent, daemon=True).start()
+    ignore_stop_signals()
+    end_with_parent()
 
 
-def _end_after_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _open_split(config: DataConfig, split: str) -> ShardSource:
-    if not config.shards:
+def _open_split(shards: str, split: str) -> ShardSource:
+    if not shards:
         raise DataError("data.shards is empty; name a shard set folder, as written by `stgt data build`")
-    return open_shards(config.shards, split)
+    return open_shards(shards, split)
 
 
-def _open(config: DataConfig, split: str, num_frames: int, image_size: int) -> ShardSource:
+def _open(config: DataConfig, shards: str, split: str, num_frames: int, image_size: int) -> ShardSource:
     for name, value in (("num_frames", num_frames), ("image_size", image_size)):
         if value < 1:
             raise DataError(f"{name}={value} must be at least 1")
-    source = _open_split(config, split)
+    source = _open_split(shards, split)
     num_kept = source.settings.num_kept_frames
     if num_frames > num_kept:
         raise DataError(
-            f"num_frames={num_frames} is more than the {num_kept} frames that data.shards='{config.shards}' keeps of a"
+            f"num_frames={num_frames} is more than the {num_kept} frames that data.shards='{shards}' keeps of a"
             f" clip; use {num_kept} or fewer, or rebuild the shards with --num-kept-frames {num_frames}"
+        )
+    shape = source.settings.frame_shape
+    if shape != config.frame_shape:
+        raise DataError(
+            f"data.frame_shape={config.frame_shape}, but the frames of data.shards='{shards}' were built with"
+            f" --frame-shape {shape}; give --data.frame_shape {shape}, or rebuild the shards"
+        )
+    if shape == "stretch" and source.settings.resize != image_size:
+        raise DataError(
+            f"the frames of data.shards='{shards}' were stretched to {source.settings.resize} pixels, and the model"
+            f" takes {image_size}; rebuild them with --resize {image_size}"
         )
     return source
 
 
+class _Numbered:
+    """The records of a split with their numbers."""
+
+    def __init__(self, source: ShardSource) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[int, VideoRecord]:
+        try:
+            return index, self._source[index]
+        except DataError as error:
+            raise BadRecordError(str(error), index) from error
+
+
+class _CaptionSource:
+    """The captions of a split in the order of training: by position, the number, record and caption."""
+
+    def __init__(self, source: ShardSource, order: CaptionOrder) -> None:
+        self._records, self._order = _Numbered(source), order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, position: int) -> tuple[int, VideoRecord, int]:
+        video, caption = self._order[position]
+        return *self._records[video], caption
+
+
+def _examples(
+    config: DataConfig, source: ShardSource, share: int, seed: int, num_frames: int, image_size: int
+) -> grain.MapDataset:
+    """Returns the training examples of one shard set by position, without end; a batch takes `share` in a row."""
+    clip = functools.partial(_train_clip, config, source, num_frames, image_size)
+    if config.epoch == "captions":
+        order = CaptionOrder(source.caption_counts(), share, seed)
+        if left_out := source.num_captions - order.epoch_length():
+            _log.info(
+                "'%s': of %d captions, %d fill no batch of %d different videos in the first epoch",
+                source.shards, source.num_captions, left_out, share,
+            )  # fmt: skip
+        return grain.MapDataset.source(_CaptionSource(source, order)).seed(seed).random_map(clip)
+    per_epoch = len(source) // share * share
+    return grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().random_map(clip)[:per_epoch].repeat()
+
+
 def _train_clip(
-    config: DataConfig, num_frames: int, image_size: int, record: Mapping[str, Any], rng: np.random.Generator
+    config: DataConfig,
+    source: ShardSource,
+    num_frames: int,
+    image_size: int,
+    example: tuple[Any, ...],
+    rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    frames = train_frames(rng, config.train_frame_sampling, len(record["video"]), num_frames)
-    video = random_resized_crop(rng, record["video"][frames], image_size, config.crop_scale)
+    """Returns the frames and the token ids of `example`: number, record and, maybe, which caption."""
+    index, record, *chosen = example
+    num_available = min(record.num_frames, len(record.frames))
+    frames = train_frames(rng, config.train_frame_sampling, num_available, num_frames)
+    video = _decoded(source, index, record, frames)
+    if config.crop_filter == "antialiased" or config.crop_scale == (1.0, 1.0):
+        video = random_resized_crop(rng, video, image_size, config.crop_scale)
+    else:
+        height, width = video.shape[1:3]
+        video = crop_bicubic(video, random_crop_box(rng, height, width, config.crop_scale), image_size)
     if config.flip:
         video = random_flip(rng, video)
-    return {"video": video, **_tokens(record)}
+    num_captions = len(record.captions)
+    if not num_captions:
+        raise BadRecordError(f"{source.place(index)} has no caption; rebuild the split from rows with captions", index)
+    # Nothing is drawn for the only caption, and so a clip of one caption looks the same in both kinds of epoch.
+    caption = chosen[0] if chosen else int(rng.integers(num_captions)) if num_captions > 1 else 0
+    if config.rand_augment:
+        video = rand_augment(rng, video)
+    return {"video": video, **{name: getattr(record, name)[caption] for name in ("input_ids", "attention_mask")}}
 
 
 def _eval_clip(
-    num_frames: int, image_size: int, shuffle_seed: int | None, index: int, record: Mapping[str, Any]
+    source: ShardSource, num_frames: int, image_size: int, shuffle_seed: int | None, example: tuple[int, VideoRecord]
 ) -> dict[str, Any]:
-    frames = uniform_frames(len(record["video"]), num_frames)
+    index, record = example
+    frames = nearest_frames(record.frame_numbers, record.num_frames, num_frames)
     if shuffle_seed is not None:
         frames = frames[wrong_time_order(np.random.default_rng((shuffle_seed, index)), num_frames)]
-    video = centre_crop(record["video"][frames], image_size)
-    return {"video": video, **_tokens(record), **{name: record[name] for name in _EVAL_TEXT}}
+    return {"video": centre_crop(_decoded(source, index, record, frames), image_size), "record": record}
 
 
-def _tokens(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(record[name], np.int32) for name in ("input_ids", "attention_mask")}
+def _decoded(source: ShardSource, index: int, record: VideoRecord, frames: np.ndarray) -> np.ndarray:
+    """Returns the frames at some positions, uint8 [T, h, w, 3]."""
+    try:
+        return record.frames[frames]
+    except ValueError as error:
+        raise BadRecordError(f"{source.place(index)}: {error}; rebuild the split", index) from error
 
 
 def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    # Threads suffice: Pillow and ArrayRecord release the interpreter lock, and starting worker processes would take
-    # longer than the few batches of an evaluation.
+    # Threads suffice: Pillow, OpenCV and ArrayRecord release the interpreter lock, and starting worker processes would
+    # take longer than the few batches of an evaluation.
     num_threads = min(8, os.cpu_count() or 1)
     clips_read = iter(clips.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, 2 * batch_size))))
     try:
         for start in range(0, len(clips), batch_size):
             batch = [next(clips_read) for _ in range(min(batch_size, len(clips) - start))]
             padding = batch_size - len(batch)
-            batch += [batch[-1]] * padding
-            stacked = {
-                name: np.array([clip[name] for clip in batch], object if name in _EVAL_TEXT else None)
-                for name in batch[0]
+            records: list[VideoRecord] = [clip["record"] for clip in batch]
+            padded = batch + [batch[-1]] * padding
+            yield {
+                "video": np.stack([clip["video"] for clip in padded]),
+                "valid": np.arange(batch_size) < batch_size - padding,
+                "video_id": np.array([clip["record"].video_id for clip in padded], object),
+                "group": np.array([clip["record"].group for clip in padded], object),
+                "caption": np.array([caption for record in records for caption in record.captions], object),
+                "input_ids": np.concatenate([record.input_ids for record in records]),
+                "attention_mask": np.concatenate([record.attention_mask for record in records]),
+                "row": np.repeat(np.arange(len(records)), [len(record.captions) for record in records]),
             }
-            yield {**stacked, "valid": np.arange(batch_size) < batch_size - padding}
     finally:
         clips_read.close()

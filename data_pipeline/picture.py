@@ -7,13 +7,11 @@ picture square with FFmpeg's bilinear scaler, as the original's decoder does, to
 import itertools
 import math
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
-
-Shape = Literal["keep_aspect", "stretch"]
 
 _HDR_TRANSFERS = (16, 18)  # of ISO/IEC 23091-2: PQ and HLG
 
@@ -111,3 +109,12 @@ def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_short_side(image: np.ndarray, resize: int) -> np.ndarray:
     """Returns an image, uint8 [h, w, 3], resized as the frames of a file are that keep their aspect."""
     return resize_bicubic(image, kept_size(image.shape[0], image.shape[1], resize))
+
+
+def stretch_array(frames: np.ndarray, size: int) -> np.ndarray:
+    """Returns frames of an array, uint8 [T, h, w, 3], stretched as those of a file: [T, size, size, 3].
+
+    A file's frames are converted to RGB and scaled in one step, so they may differ by some levels.
+    """
+    stretch = Stretcher(size)
+    return np.stack([stretch(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame))) for frame in frames])

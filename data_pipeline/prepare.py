@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.config import FrameShape
 from data_pipeline.decode import FrameOptions, decode_clip, kept_indices
 from data_pipeline.errors import DataError
 from data_pipeline.packets import ClipError
-from data_pipeline.picture import resize_short_side
-from data_pipeline.sampling import uniform_frames
+from data_pipeline.picture import resize_short_side, stretch_array
+from data_pipeline.sampling import nearest_frames, uniform_frames
 from data_pipeline.transforms import centre_crop
 
 Video = str | os.PathLike[str] | np.ndarray  # a file, or its frames: uint8 [n, height, width, 3], RGB
@@ -28,7 +29,8 @@ class ClipReader:
     """Reads videos as the model's training shards were built (K and `resize`) and as evaluation reads them."""
 
     num_kept_frames: int  # K
-    resize: int  # short side of the kept frames, pixels
+    resize: int  # pixels: the short side of the kept frames, or both sides
+    frame_shape: FrameShape  # of the kept frames
     num_frames: int  # T
     image_size: int  # side of a frame for the model, pixels
 
@@ -63,10 +65,11 @@ class ClipReader:
         if "://" in path:
             raise DataError(f"video '{path}' is not a local file; download it first")
         try:
-            frames = decode_clip(path, FrameOptions(self.num_kept_frames, self.resize)).frames
+            clip = decode_clip(path, FrameOptions(self.num_kept_frames, self.resize, self.frame_shape))
         except ClipError as error:
             raise DataError(f"video '{path}': {error}") from error
-        return centre_crop(frames[uniform_frames(len(frames), self.num_frames)], self.image_size)
+        chosen = nearest_frames(clip.frame_numbers, clip.num_frames, self.num_frames)
+        return centre_crop(clip.frames[chosen], self.image_size)
 
     def _from_frames(self, frames: np.ndarray, index: int) -> np.ndarray:
         """More than T frames are sampled as those of a file; of fewer, the last one is repeated.
@@ -77,11 +80,13 @@ class ClipReader:
         num_frames, height, width, _ = frames.shape
         if num_frames > self.num_frames:
             kept = kept_indices(num_frames, self.num_kept_frames)
-            frames = frames[kept[uniform_frames(len(kept), self.num_frames)]]
+            frames = frames[kept[nearest_frames(kept, num_frames, self.num_frames)]]
         else:
             frames = frames[uniform_frames(num_frames, self.num_frames)]
         if (height, width) == (self.image_size, self.image_size):
             return frames
+        if self.frame_shape == "stretch":
+            return stretch_array(frames, self.image_size)
         return centre_crop(np.stack([resize_short_side(frame, self.resize) for frame in frames]), self.image_size)
 
 

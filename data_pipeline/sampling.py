@@ -1,4 +1,4 @@
-"""Chooses the T of a clip's n frames that the model sees (docs/model.md section 6).
+"""Chooses the T frames that the model sees, of a video's n or of the K that are kept of them (docs/model.md section 6).
 
 Training draws other "headtail" frames in every epoch. Evaluation takes uniform frames or, as a control, shuffles them.
 A clip of fewer than T frames repeats its last one.
@@ -12,6 +12,21 @@ def uniform_frames(num_available: int, num_frames: int) -> np.ndarray:
     if num_available < num_frames:
         return np.minimum(np.arange(num_frames), num_available - 1)
     return np.arange(num_frames) * num_available // num_frames
+
+
+def nearest_frames(frame_numbers: np.ndarray, num_frames: int, num_wanted: int) -> np.ndarray:
+    """Returns the positions, int64 [T], of the kept frames nearest to floor(i * n / T) of the video's n frames.
+
+    They are those very frames where K is a multiple of T, or where all frames were kept. Of two that are equally near,
+    the earlier one is taken.
+
+    Args:
+      frame_numbers: int [K], rising, of the kept frames.
+      num_frames: n.
+      num_wanted: T.
+    """
+    wanted = uniform_frames(num_frames, num_wanted)
+    return np.abs(frame_numbers[None, :] - wanted[:, None]).argmin(axis=1)
 
 
 def headtail_frames(rng: np.random.Generator, num_available: int, num_frames: int) -> np.ndarray:

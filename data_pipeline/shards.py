@@ -1,8 +1,11 @@
 """The shard set on disk: a TFDS ArrayRecord data set per split, and random access to its records.
 
+A record is one video with all its captions, and with questions and answers about it.
+
 A shard set is a folder with `vocab.txt` and a folder for each split (`train/`, `test/`, ...). A split's folder holds
-the ArrayRecord files, the metadata of TFDS, and `manifest.json`. The manifest has the settings of the build, a hash of
-all records, and the size of every file, so a missing or truncated file is found on opening and not in the middle of an
+the ArrayRecord files, the metadata of TFDS, `caption_counts.npy` (int32 [videos], so that the order of an epoch can be
+made without reading the records), and `manifest.json`. The manifest has the settings of the build, a hash of all
+records, and the size of every file, so a missing or truncated file is found on opening and not in the middle of an
 epoch. A shard set is written to a local folder. It is read from there or, after copying, from Google Cloud Storage.
 """
 
@@ -19,13 +22,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from data_pipeline.config import Encoding, FrameShape
 from data_pipeline.errors import DataError
+from data_pipeline.stored_frames import StoredFrames
 from stgt_jax.checks import in_bucket
 
 VOCAB_NAME = "vocab.txt"
 MANIFEST_NAME = "manifest.json"
-_NAME, _VERSION = "video_captions", "1.0.0"
+CAPTION_COUNTS_NAME = "caption_counts.npy"
+SCHEMA = 2  # version of the records; 1 had one record for each caption
+_NAME, _VERSION = "videos", "2.0.0"
 _SHARD_BYTES = 128 << 20
+_TEXT_LISTS = ("captions", "questions", "answers")
 _WRITE_BATCH = 16  # records handed to TFDS at a time: it rewrites its metadata at each call
 
 
@@ -33,10 +41,29 @@ _WRITE_BATCH = 16  # records handed to TFDS at a time: it rewrites its metadata 
 class ShardSettings:
     """What all records of a split have in common; their token ids belong to the vocabulary with this hash."""
 
-    num_kept_frames: int
-    resize: int
-    max_text_length: int
+    num_kept_frames: int  # K
+    resize: int  # pixels: the short side of the frames, or both sides
+    frame_shape: FrameShape  # whether the frames keep their aspect or are stretched to a square
+    encoding: Encoding  # of the frames
+    jpeg_quality: int | None  # 1 to 100; None for raw frames
+    max_text_length: int  # S
     vocab_sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoRecord:
+    """One video with its C captions, and with Q questions and answers."""
+
+    video_id: str  # the path in the caption file; of a segment with "#t=START,END" behind it
+    group: str  # videos of one group differ only in the order in which things happen; empty for no group
+    frames: StoredFrames  # K frames
+    frame_numbers: np.ndarray  # int32 [K], which frames of the video they are
+    num_frames: int  # n, of the video
+    captions: tuple[str, ...]
+    input_ids: np.ndarray  # int32 [C, S]
+    attention_mask: np.ndarray  # int32 [C, S]
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()  # Q, one for each question
 
 
 def hash_file(path: str | Path) -> str:
@@ -45,53 +72,95 @@ def hash_file(path: str | Path) -> str:
 
 
 def _features(settings: ShardSettings) -> tfds.features.FeaturesDict:
-    """The fields of `ShardSource`. Frames are stored as plain bytes: ArrayRecord compresses them, faster than zlib."""
-    tokens = tfds.features.Tensor(shape=(settings.max_text_length,), dtype=np.int32)
+    """The fields of `VideoRecord`. Raw frames are plain bytes: ArrayRecord compresses them, faster than zlib."""
+    num_kept, length = settings.num_kept_frames, settings.max_text_length
+    texts = tfds.features.Tensor(shape=(None,), dtype=np.object_)
+    tokens = tfds.features.Tensor(shape=(None, length), dtype=np.int32)
+    raw = tfds.features.Tensor(shape=(num_kept, None, None, 3), dtype=np.uint8, encoding="bytes")
+    jpeg = tfds.features.Tensor(shape=(num_kept,), dtype=np.object_)
     return tfds.features.FeaturesDict(
         {
-            "video": tfds.features.Tensor(
-                shape=(settings.num_kept_frames, None, None, 3), dtype=np.uint8, encoding="bytes"
-            ),
             "video_id": tfds.features.Text(),
-            "caption": tfds.features.Text(),
             "group": tfds.features.Text(),
+            "frames": raw if settings.encoding == "raw" else jpeg,
+            "frame_numbers": tfds.features.Tensor(shape=(num_kept,), dtype=np.int32),
+            "num_frames": tfds.features.Scalar(dtype=np.int32),
+            "captions": texts,
             "input_ids": tokens,
             "attention_mask": tokens,
+            "questions": texts,
+            "answers": texts,
         }
     )
 
 
-def write_split(folder: Path, split: str, examples: Iterable[dict[str, Any]], settings: ShardSettings) -> int:
-    """Writes `examples`, with the fields of `ShardSource`, to ArrayRecord files in `folder`; returns their number.
+def _to_example(record: VideoRecord) -> dict[str, Any]:
+    """Returns a record as TFDS writes it."""
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    texts = {name: np.array([text.encode() for text in values[name]], object) for name in _TEXT_LISTS}
+    stored = record.frames.stored
+    return values | texts | {"frames": stored if record.frames.encoding == "raw" else np.array(stored, object)}
+
+
+def _from_example(example: dict[str, Any], encoding: Encoding) -> VideoRecord:
+    texts = {name: tuple(text.decode() for text in example[name]) for name in _TEXT_LISTS}
+    names = {name: example[name].decode() for name in ("video_id", "group")}
+    frames = StoredFrames(example["frames"], encoding)
+    return VideoRecord(**{**example, **texts, **names, "frames": frames, "num_frames": int(example["num_frames"])})
+
+
+def hash_record(record: VideoRecord) -> bytes:
+    """Returns the SHA-256 of all that a record holds."""
+    digest = hashlib.sha256()
+    for name, value in sorted(_to_example(record).items()):
+        parts = list(value) if isinstance(value, np.ndarray) and value.dtype == object else [value]
+        digest.update(f"{name} {len(parts)} ".encode())
+        for part in parts:
+            data = part.encode() if isinstance(part, str) else part
+            data = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.digest()
+
+
+def write_split(folder: Path, split: str, records: Iterable[VideoRecord], settings: ShardSettings) -> int:
+    """Writes records to ArrayRecord files in `folder`; returns their number.
 
     The order is kept, and only a few records are in memory at a time. (TFDS's `GeneratorBasedBuilder` would shuffle all
     records in memory, and needs TensorFlow for more than 1 GB; `SequentialWriter` does not.)
     """
     identity = tfds.core.DatasetIdentity(_NAME, tfds.core.Version(_VERSION), str(folder), module_name=__name__)
     info = tfds.core.DatasetInfo(builder=identity, features=_features(settings), disable_shuffling=True)
-    examples = iter(examples)
-    first = next(examples, None)
+    records = iter(records)
+    first = next(records, None)
     if first is None:
         return 0
+    num_bytes = sum(len(memoryview(frame).cast("B")) for frame in first.frames.stored)
     writer = tfds.core.SequentialWriter(
-        info, max_examples_per_shard=max(1, _SHARD_BYTES // first["video"].nbytes), file_format="array_record"
+        info, max_examples_per_shard=max(1, _SHARD_BYTES // num_bytes), file_format="array_record"
     )
     writer.initialize_splits([split])
-    num_written, digest, examples = 0, hashlib.sha256(), itertools.chain([first], examples)
-    while batch := list(itertools.islice(examples, _WRITE_BATCH)):
-        writer.add_examples({split: batch})
-        num_written += len(batch)
-        for value in (value for example in batch for value in example.values()):
-            digest.update(value.encode() if isinstance(value, str) else value)
+    caption_counts: list[int] = []
+    num_questions, digest, records = 0, hashlib.sha256(), itertools.chain([first], records)
+    while batch := list(itertools.islice(records, _WRITE_BATCH)):
+        writer.add_examples({split: [_to_example(record) for record in batch]})
+        for record in batch:
+            caption_counts.append(len(record.captions))
+            num_questions += len(record.questions)
+            digest.update(hash_record(record))
     writer.close_all()
+    np.save(folder / CAPTION_COUNTS_NAME, np.array(caption_counts, np.int32))
+    names = sorted([*folder.glob("*.array_record*"), folder / CAPTION_COUNTS_NAME])
     manifest = {
-        "num_records": num_written,
+        "schema": SCHEMA,
+        "num_videos": len(caption_counts),
+        "num_captions": sum(caption_counts),
+        "num_questions": num_questions,
         "records_sha256": digest.hexdigest(),
         "settings": dataclasses.asdict(settings),
-        "files": {path.name: path.stat().st_size for path in sorted(folder.glob("*.array_record*"))},
+        "files": {path.name: path.stat().st_size for path in names},
     }
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
-    return num_written
+    return len(caption_counts)
 
 
 def list_splits(shards: str | os.PathLike[str]) -> list[str]:
@@ -117,8 +186,13 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
     folder, rebuild = shards / split, f"rebuild split '{split}'"
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text())
+        if manifest.get("schema", 1) != SCHEMA:
+            raise DataError(
+                f"shard set '{folder}' has records of version {manifest.get('schema', 1)}, and this is for version"
+                f" {SCHEMA}; build it again with `stgt data build` and --overwrite"
+            )
         settings, files = ShardSettings(**manifest["settings"]), manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"shard set file '{folder / MANIFEST_NAME}' cannot be read: {rebuild}") from error
     present = {
         path.name for path in folder.iterdir()
@@ -140,8 +214,7 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
 class ShardSource:
     """Random access to the records of a split, in the order of the caption file. Pickling keeps only the paths.
 
-    `source[i]` is a dict: video uint8 [K, h, w, 3] (read-only), video_id str, caption str, group str,
-    input_ids int32 [S], attention_mask int32 [S]. `source.settings` says what K, S and the short side are;
+    `source[i]` is a `VideoRecord`. `source.settings` says what K, S and the size of the frames are;
     `source.manifest_sha256` is the same for two splits only if their records are the same.
     """
 
@@ -158,8 +231,10 @@ class ShardSource:
             num_records = len(self._records)
         except Exception as error:  # TFDS and ArrayRecord raise many types
             raise DataError(f"shard set '{self._folder}' cannot be opened: {_one_line(error)}") from error
-        if num_records != manifest["num_records"]:
-            raise DataError(f"shard set '{self._folder}' has {num_records} records, not {manifest['num_records']}")
+        if num_records != manifest["num_videos"]:
+            raise DataError(f"shard set '{self._folder}' has {num_records} records, not {manifest['num_videos']}")
+        self.num_captions: int = manifest["num_captions"]
+        self.records_sha256: str = manifest["records_sha256"]
 
     @property
     def vocab(self) -> bytes:
@@ -169,16 +244,24 @@ class ShardSource:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> VideoRecord:
+        """Reads a record. Raises DataError, which names the record and its file, where that is damaged."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            record = self._records[index]
+            return _from_example(self._records[index], self.settings.encoding)
         except Exception as error:  # a corrupt block is only noticed when it is read
-            shard = np.searchsorted(np.cumsum(self._info.shard_lengths), index, side="right")
-            path = self._info.filepaths[shard]
-            raise DataError(f"record {index} in '{path}' cannot be read: {_one_line(error)}") from error
-        return record | {name: record[name].decode() for name in ("video_id", "caption", "group")}
+            raise DataError(f"{self.place(index)} cannot be read: {_one_line(error)}") from error
+
+    def place(self, index: int) -> str:
+        """Returns the number of a record and the file that it is in, for a message."""
+        shard = int(np.searchsorted(np.cumsum(self._info.shard_lengths), index, side="right"))
+        return f"record {index} in '{self._info.filepaths[shard]}'"
+
+    def caption_counts(self) -> np.ndarray:
+        """Returns the number of captions of each video, int32 [videos]."""
+        with (self._folder / CAPTION_COUNTS_NAME).open("rb") as file:
+            return np.load(file)
 
     def __reduce__(self) -> tuple[type["ShardSource"], tuple[epath.Path, str]]:
         return ShardSource, (self.shards, self.split)

@@ -5,6 +5,7 @@ from captions. The model's token [DEC] is not in the file: its id follows the la
 """
 
 import collections
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -44,26 +45,41 @@ def _by_frequency(counts: collections.Counter[str]) -> list[str]:
     return sorted(counts, key=lambda token: (-counts[token], token))
 
 
-def load_tokenizer(vocab_path: str | Path) -> BertWordPieceTokenizer:
-    """Loads a vocabulary file.
+def read_vocab(path: str | os.PathLike[str]) -> list[str]:
+    """Returns the tokens of a vocabulary file. A byte order mark, CRLF and blank lines at the end do no harm.
 
     Raises:
-      DataError: no such file, or not a WordPiece vocabulary ([PAD] first, all special tokens, no token twice).
+      DataError: no such file, or not a WordPiece vocabulary ([PAD] first, all special tokens, no token twice or empty).
     """
     try:
-        tokens = epath.Path(vocab_path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = (
+            epath.Path(path).read_text(encoding="utf-8").removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n \t")
+        )
     except UnicodeDecodeError as error:
-        raise DataError(f"vocabulary '{vocab_path}' is not UTF-8 text") from error
+        raise DataError(f"vocabulary '{path}' is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise DataError(f"vocabulary '{vocab_path}' cannot be read: {error.strerror}") from error
+        raise DataError(f"vocabulary '{path}' cannot be read: {error.strerror}") from error
+    tokens = lines.split("\n")
     missing = [token for token in SPECIAL_TOKENS if token not in tokens]
     if missing:
-        raise DataError(f"'{vocab_path}' is not a BERT vocabulary; it lacks {', '.join(missing)}")
+        raise DataError(f"'{path}' is not a BERT vocabulary; it lacks {', '.join(missing)}")
+    if "" in tokens:
+        raise DataError(f"vocabulary '{path}', line {tokens.index('') + 1} is empty; each line is a token")
     if tokens[0] != "[PAD]":
-        raise DataError(f"vocabulary '{vocab_path}' must start with [PAD], not {tokens[0]!r:.40}")
-    vocab = {token: index for index, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        raise DataError(f"vocabulary '{vocab_path}' lists {len(tokens) - len(vocab)} tokens twice")
+        raise DataError(f"vocabulary '{path}' must start with [PAD], not {tokens[0]!r:.40}")
+    if num_twice := len(tokens) - len(set(tokens)):
+        raise DataError(f"vocabulary '{path}' lists {num_twice} tokens twice")
+    return tokens
+
+
+def copy_vocab(source: str | Path, target: str | Path) -> None:
+    """Writes the tokens of a vocabulary file to another, one a line. Raises what `read_vocab` raises."""
+    Path(target).write_text("".join(f"{token}\n" for token in read_vocab(source)), encoding="utf-8")
+
+
+def load_tokenizer(vocab_path: str | os.PathLike[str]) -> BertWordPieceTokenizer:
+    """Loads a vocabulary file. Raises what `read_vocab` raises."""
+    vocab = {token: index for index, token in enumerate(read_vocab(vocab_path))}
     return BertWordPieceTokenizer(vocab=vocab, lowercase=True)
 
 

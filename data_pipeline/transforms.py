@@ -9,7 +9,7 @@ import math
 import numpy as np
 from PIL import Image
 
-Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10

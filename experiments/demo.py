@@ -79,6 +79,7 @@ def _build(clips: Path, shards: Path) -> dict[str, Any]:
             num_kept_frames=NUM_KEPT_FRAMES,
             resize=RESIZE,
             max_text_length=MAX_TEXT_LENGTH,
+            encoding="raw",  # these clips are small
             overwrite=True,
         ).to_dict()
         for split in ("train", "test")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from data_pipeline.config import DataConfig
-from data_pipeline.loader import eval_batches, num_examples
+from data_pipeline.loader import eval_batches, num_videos
 from data_pipeline.storage import local_path
 from experiments.evaluate import retrieval
 from experiments.pictures import Pictures, collect_pictures
@@ -57,8 +57,8 @@ def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInpu
     data = DataConfig(shards=str(workdir / "shards"))
     ablation = workdir / "ablation" / "ablation.json"
     counts = {
-        "training clips": num_examples(data, "train"),
-        "test clips": num_examples(data, TEST_SPLIT),
+        "training clips": num_videos(data, "train"),
+        "test clips": num_videos(data, TEST_SPLIT),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         **_seconds(workdir),
     }

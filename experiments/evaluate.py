@@ -43,7 +43,7 @@ def retrieval(
     check_shards(read_run(model_folder(checkpoint)), shards, split)
     model = load(checkpoint, batch_size=batch_size)
     batches = eval_batches(
-        DataConfig(shards=str(shards)),
+        DataConfig(shards=str(shards), frame_shape=open_shards(shards, split).settings.frame_shape),
         split,
         batch_size,
         num_frames=model.config.num_frames,
@@ -65,6 +65,12 @@ def check_shards(run: Run, shards: str | Path, split: str) -> None:
         raise STGTError(
             f"the captions of '{shards}' have {settings.max_text_length} tokens, and the model in '{run.folder}' reads"
             f" {longest}; build the shards with --max-text-length {longest}"
+        )
+    trained_shape = run.preparation.frame_shape
+    if settings.frame_shape != trained_shape:
+        raise STGTError(
+            f"'{shards}' was built with frame_shape={settings.frame_shape}, and the model in '{run.folder}' was trained"
+            f" with {trained_shape}; build the shards with --frame-shape {trained_shape}"
         )
     for option in ("num_kept_frames", "resize"):
         given, trained = getattr(settings, option), getattr(run.preparation, option)

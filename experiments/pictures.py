@@ -75,7 +75,8 @@ def collect_pictures(encoder: Encoder, batch: Mapping[str, Any], count: int = 4)
         return None
     rows = np.flatnonzero(batch["valid"])[:count]
     video = np.asarray(batch["video"])[rows]
-    return Pictures(video, encoder.adjacency(video), tuple(str(batch["caption"][row]) for row in rows))
+    captions = [" / ".join(map(str, batch["caption"][batch["row"] == row])) for row in rows]
+    return Pictures(video, encoder.adjacency(video), tuple(captions))
 
 
 def patch_motion(video: np.ndarray, grid: int) -> np.ndarray:

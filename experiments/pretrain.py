@@ -9,8 +9,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches, train_loader
-from data_pipeline.shards import ShardSource, list_splits, open_shards
+from data_pipeline.shards import VOCAB_NAME, ShardSource, list_splits, open_shards
+from data_pipeline.tokenizer import read_vocab
 from experiments.recipe_fields import replace_fields
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
@@ -53,13 +55,13 @@ def pretrain(
     Raises:
       STGTError: shards, weights or devices are missing or do not fit the recipe, or a bucket cannot be reached.
     """
-    check_storage(workdir, recipe.data.shards, recipe.weights.initial, recipe.weights.vision)
+    check_storage(workdir, *recipe.data.shard_sets, recipe.weights.initial, recipe.weights.vision)
     is_new = not has_checkpoint(workdir)
     if is_new:
         check_weights(recipe.weights, recipe.model, needs_initial=recipe.needs_initial_weights)
     if not recipe.data.shards:
         raise STGTError("data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR")
-    sources = _open_splits(recipe.data.shards)
+    sources = _open_splits(recipe.data)
     recipe = _fit_to_shards(recipe, sources)
     provenance = _provenance(recipe, sources, is_new)
     if is_new and recipe.weights.initial:
@@ -111,7 +113,7 @@ def _fit_to_shards(recipe: Recipe, sources: Mapping[str, ShardSource]) -> Recipe
                 f"model.qformer.max_text_length={text.max_text_length} is less than the"
                 f" {source.settings.max_text_length} tokens of a caption in split '{split}' of data.shards='{shards}'"
             )
-    words = sources[TRAIN_SPLIT].vocab.decode().splitlines()
+    words = read_vocab(sources[TRAIN_SPLIT].shards / VOCAB_NAME)
     ours = {"vocab_size": len(words) + 1, "sep_token_id": words.index("[SEP]")}  # the model adds [DEC]
     if recipe.vocab_from_data:
         return replace_fields(recipe, {f"model.qformer.{name}": value for name, value in ours.items()})
@@ -151,7 +153,9 @@ def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], is_new: bool
         "weights": recipe.weights,
         "needs_initial_weights": recipe.needs_initial_weights,
         "vocab_from_data": recipe.vocab_from_data,
-        "preparation": Preparation(settings.num_kept_frames, settings.resize, settings.max_text_length),
+        "preparation": Preparation(
+            settings.num_kept_frames, settings.resize, settings.max_text_length, settings.frame_shape
+        ),
         "vocab_sha256": settings.vocab_sha256,
         "shards": {
             split: {"manifest_sha256": source.manifest_sha256, "num_records": len(source)}
@@ -164,10 +168,27 @@ def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], is_new: bool
     return Provenance(sections, sources[TRAIN_SPLIT].vocab)
 
 
-def _open_splits(shards: str) -> dict[str, ShardSource]:
-    """Returns the split to train on and, if there is one, the split to validate on."""
-    names = [TRAIN_SPLIT, *filter(None, [_validation_split(shards)])]
-    return {name: open_shards(shards, name) for name in names}
+def _open_splits(data: DataConfig) -> dict[str, ShardSource]:
+    """Returns the split to train on, those of further shard sets and, if there is one, the split to validate on.
+
+    Raises:
+      STGTError: a further shard set has another vocabulary or longer captions.
+    """
+    names = [TRAIN_SPLIT, *filter(None, [_validation_split(data.shards)])]
+    sources = {name: open_shards(data.shards, name) for name in names}
+    first = sources[TRAIN_SPLIT].settings
+    for number, shards in enumerate(data.mix_shards, 2):
+        source = open_shards(shards, TRAIN_SPLIT)
+        for option in ("vocab_sha256", "max_text_length"):
+            ours, other = getattr(first, option), getattr(source.settings, option)
+            if ours != other:
+                raise STGTError(
+                    f"data.mix_shards: '{shards}' has {option}={other!s:.12}, and '{data.shards}' {ours!s:.12}; build"
+                    f" it with the same, --vocab {data.shards}/{VOCAB_NAME} and --max-text-length"
+                    f" {first.max_text_length}"
+                )
+        sources[f"{TRAIN_SPLIT} of shard set {number}"] = source
+    return sources
 
 
 def _validation_split(shards: str) -> str | None:

@@ -12,13 +12,14 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
+from data_pipeline.config import FrameShape
 from data_pipeline.moving_shapes import make_moving_shapes
 from data_pipeline.prepare import ClipReader, Video, list_videos
 from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, encode, load_tokenizer, num_tokens
@@ -98,6 +99,7 @@ class Model:
         self._reader = ClipReader(
             num_kept_frames=preparation.num_kept_frames,
             resize=preparation.resize,
+            frame_shape=cast(FrameShape, preparation.frame_shape),
             num_frames=self.config.num_frames,
             image_size=self.config.vision.image_size,
         )

@@ -35,7 +35,8 @@ PathLike = str | os.PathLike[str]
 _ONLY_HOW = ("model.graph.implementation", "model.scan_layers", "model.remat")
 _FREE_ON_RESUME = (
     *_ONLY_HOW, "train.mesh.*", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_*",
-    "data.num_workers", "data.shards", "weights.*", "weights_origin.*", "vocab_from_data", "needs_initial_weights",
+    "data.num_workers", "data.shards", "data.mix_shards", "data.max_bad_records",
+    "weights.*", "weights_origin.*", "vocab_from_data", "needs_initial_weights",
 )  # fmt: skip
 # Fields of the model that a second stage may set as it likes, and those it may set if the user says so.
 _FREE_ON_START = (
@@ -50,8 +51,9 @@ class Preparation:
     """How the clips and captions of a run were prepared when its shards were built."""
 
     num_kept_frames: int  # K, the frames kept of each clip
-    resize: int  # pixels of their short side
+    resize: int  # pixels of their short side, or of both sides
     max_text_length: int  # S, the tokens of a caption
+    frame_shape: str = "keep_aspect"  # or "stretch"; runs of older versions kept the aspect and did not say so
 
 
 @dataclass(frozen=True)

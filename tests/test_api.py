@@ -97,7 +97,8 @@ def evaluated(model, clips, tmp_path_factory):
     captions = clips[0][0].with_name("captions.csv")
     build_shards(
         captions, shards, split="test", vocab=FOLDER / "vocab.txt", num_kept_frames=preparation.num_kept_frames,
-        resize=preparation.resize, max_text_length=preparation.max_text_length, num_workers=0, progress=False,
+        resize=preparation.resize, max_text_length=preparation.max_text_length, encoding="raw", num_workers=0,
+        progress=False,
     )  # fmt: skip
     batches = list(eval_batches(DataConfig(shards=str(shards)), "test", 8, num_frames=6, image_size=64))
     return evaluate_retrieval(model.encoder, batches), batches[0]["video"][:NUM_CLIPS]

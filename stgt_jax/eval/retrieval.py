@@ -57,13 +57,13 @@ def evaluate_retrieval(encoder: Encoder, batches: Iterable[Mapping[str, Any]], *
 
     Args:
       encoder: of the model.
-      batches: evaluation batches of any size B: video [B, T, H, W, 3], input_ids and attention_mask [B, S],
-        valid [B] bool, video_id, caption, group [B] str. Records with the same video_id are one gallery video
-        (the first one's frames) with several captions. All processes of a run must read the same batches.
+      batches: evaluation batches of any size B: video [B, T, H, W, 3], valid [B] bool, video_id and group [B] str; and
+        of their captions, in any number C: input_ids and attention_mask [C, S], caption [C] str, row [C], the clip that
+        each belongs to. All processes of a run must read the same batches.
       k_test: number of candidates to re-rank for each query; of a smaller gallery, all.
 
     Raises:
-      STGTError: there is no valid record, or k_test is not positive.
+      STGTError: there is no valid record, a video has no caption, or k_test is not positive.
     """
     if k_test < 1:
         raise STGTError(f"k_test={k_test} must be at least 1")
@@ -85,7 +85,7 @@ def evaluate_retrieval(encoder: Encoder, batches: Iterable[Mapping[str, Any]], *
         text_to_video=np.where(by_text, matched, np.float32(NOT_A_CANDIDATE)),
         video_to_text=np.where(by_video, matched, np.float32(NOT_A_CANDIDATE)),
         video_of_text=np.array(gallery.video_of_text),
-        video_ids=tuple(gallery.row_of_video),
+        video_ids=tuple(gallery.video_ids),
         captions=tuple(gallery.captions),
         groups=tuple(gallery.groups),
         k_test=k_test,
@@ -132,7 +132,7 @@ def format_time_order(results: Mapping[str, RetrievalResult]) -> str:
 class _Gallery:
     """What the batches held, except for the frames: the rows of V videos, and C texts."""
 
-    row_of_video: dict[str, int] = field(default_factory=dict)
+    video_ids: list[str] = field(default_factory=list)
     video_of_text: list[int] = field(default_factory=list)
     input_ids: list[np.ndarray] = field(default_factory=list)  # [S] each
     attention_mask: list[np.ndarray] = field(default_factory=list)  # [S] each
@@ -140,18 +140,22 @@ class _Gallery:
     groups: list[str] = field(default_factory=list)
 
     def read(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[np.ndarray]:
-        """Yields the frames [T, H, W, 3] of each new video, so that they are never all in memory; stores the rest."""
+        """Yields the frames [T, H, W, 3] of each video, so that they are never all in memory; stores the rest."""
         for batch in batches:
             for row in np.flatnonzero(batch["valid"]):
-                video_id = str(batch["video_id"][row])
-                is_new = video_id not in self.row_of_video
-                self.video_of_text.append(self.row_of_video.setdefault(video_id, len(self.row_of_video)))
-                self.input_ids.append(batch["input_ids"][row])
-                self.attention_mask.append(batch["attention_mask"][row])
-                self.captions.append(str(batch["caption"][row]))
-                self.groups.append(str(batch["group"][row]))
-                if is_new:
-                    yield np.asarray(batch["video"][row])
+                texts = np.flatnonzero(batch["row"] == row)
+                if not len(texts):
+                    raise STGTError(
+                        f"video '{batch['video_id'][row]}' has no caption; retrieval needs one of each video"
+                    )
+                for text in texts:
+                    self.video_of_text.append(len(self.video_ids))
+                    self.input_ids.append(batch["input_ids"][text])
+                    self.attention_mask.append(batch["attention_mask"][text])
+                    self.captions.append(str(batch["caption"][text]))
+                    self.groups.append(str(batch["group"][row]))
+                self.video_ids.append(str(batch["video_id"][row]))
+                yield np.asarray(batch["video"][row])
 
 
 def _candidates(scores: np.ndarray, k: int) -> np.ndarray:

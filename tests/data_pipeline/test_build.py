@@ -12,11 +12,13 @@ from clips import frame_level, write_clip, write_sound
 from data_pipeline import build
 from data_pipeline.decode import decode_clip
 from data_pipeline.errors import DataError
-from data_pipeline.shards import list_splits, open_shards
+from data_pipeline.shards import hash_record, list_splits, open_shards
 from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, load_tokenizer
 
 build_shards = functools.partial(build.build_shards, split="train")
-OPTIONS = {"num_kept_frames": 4, "resize": 32, "max_text_length": 8, "num_workers": 0, "progress": False}
+OPTIONS = {
+    "num_kept_frames": 4, "resize": 32, "max_text_length": 8, "encoding": "raw", "num_workers": 0, "progress": False,
+}  # fmt: skip
 ROWS = [
     ("a.mp4", "a red circle moves left", "g1"),
     ("b.mp4", "a blue square", ""),
@@ -74,32 +76,32 @@ def shards(source, tmp_path_factory):
 def assert_same_records(one, other):
     assert len(one) == len(other)
     for i in range(len(one)):
-        assert one[i].keys() == other[i].keys()
-        for name, value in one[i].items():
-            np.testing.assert_array_equal(value, other[i][name], name)
+        assert hash_record(one[i]) == hash_record(other[i])
+
+
+def rows_of(records):
+    """The rows (video, caption, group) that the records hold."""
+    return [(r.video_id, caption, r.group) for r in (records[i] for i in range(len(records))) for caption in r.captions]
 
 
 def test_records_are_what_the_caption_file_says_in_its_order(shards):
     records = open_shards(shards, "train")
-    assert [(r["video_id"], r["caption"], r["group"]) for r in (records[i] for i in range(len(records)))] == ROWS
-    assert [records[i]["video"].shape for i in range(4)] == [
-        (4, 32, 43, 3),
-        (4, 43, 32, 3),
-        (4, 32, 43, 3),
-        (4, 32, 32, 3),
-    ]
-    video = records[0]["video"]
+    assert rows_of(records) == [ROWS[0], ROWS[2], ROWS[1], ROWS[3]]
+    assert [records[i].frames.stored.shape for i in range(3)] == [(4, 32, 43, 3), (4, 43, 32, 3), (4, 32, 32, 3)]
+    assert [records[i].num_frames for i in range(3)] == [24, 3, 8]
+    assert [records[i].frame_numbers.tolist() for i in range(3)] == [[0, 6, 12, 18], [0, 1, 2, 2], [0, 2, 4, 6]]
+    video = records[0].frames[np.arange(4)]
     assert video.dtype == np.uint8
     np.testing.assert_allclose(video.mean((1, 2, 3)), [frame_level(i, 24) for i in (0, 6, 12, 18)], atol=4)
 
 
 def test_records_carry_token_ids_of_the_shard_sets_vocabulary(shards):
     tokenizer, records = load_tokenizer(shards / "vocab.txt"), open_shards(shards, "train")
-    assert records[0]["input_ids"].dtype == records[0]["attention_mask"].dtype == np.int32
-    assert records[0]["input_ids"].shape == (8,)
-    assert decode(tokenizer, records[0]["input_ids"]) == ROWS[0][1]
-    assert decode(tokenizer, records[3]["input_ids"]) == "one two three four five six"
-    assert records[3]["input_ids"][-1] == 3 and records[3]["attention_mask"].all()
+    assert records[0].input_ids.dtype == records[0].attention_mask.dtype == np.int32
+    assert records[0].input_ids.shape == (2, 8)
+    assert [decode(tokenizer, ids) for ids in records[0].input_ids] == [ROWS[0][1], ROWS[2][1]]
+    assert decode(tokenizer, records[2].input_ids[0]) == "one two three four five six"
+    assert records[2].input_ids[0, -1] == 3 and records[2].attention_mask.all()
 
 
 def test_json_and_csv_give_the_same_shards(source, shards, tmp_path):
@@ -119,18 +121,18 @@ def test_folders_and_clips_may_have_any_name(source, shards, tmp_path, monkeypat
     records, expected = open_shards(folder / "set", "train"), open_shards(shards, "train")
     assert len(records) == len(expected)
     for index in range(len(records)):
-        np.testing.assert_array_equal(records[index]["video"], expected[index]["video"])
+        np.testing.assert_array_equal(records[index].frames.stored, expected[index].frames.stored)
 
 
-def test_second_build_of_a_split_is_refused_while_the_first_one_runs(source, tmp_path, monkeypatch):
-    def build_too(*_):
+def test_second_build_of_a_split_is_refused_while_the_first_one_runs(source, shards, tmp_path, monkeypatch):
+    def build_too(*_, **options):
         with pytest.raises(DataError, match="another process is building in"):
             build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
-        return decode_clip(*_)
+        return decode_clip(*_, **options)
 
     monkeypatch.setattr("data_pipeline.build.decode_clip", build_too)
     assert build_shards(source / "good.csv", tmp_path / "set", **OPTIONS).num_written == len(ROWS)
-    assert len(open_shards(tmp_path / "set", "train")) == len(ROWS)
+    assert rows_of(open_shards(tmp_path / "set", "train")) == rows_of(open_shards(shards, "train"))
 
 
 def test_manifest_hash_is_that_of_the_records(source, shards, tmp_path):
@@ -156,13 +158,13 @@ def test_unusable_clips_are_counted_and_listed_with_their_reasons(source, tmp_pa
     assert sum(report.rejected_by_reason.values()) == 7
     lines = [json.loads(line) for line in (tmp_path / "set" / "train" / build.REJECTED_NAME).read_text().splitlines()]
     assert [(line["video"], line["caption"], line["reason"]) for line in lines] == BROKEN
-    assert len(open_shards(tmp_path / "set", "train")) == 4
+    assert rows_of(open_shards(tmp_path / "set", "train")) == [ROWS[0], ROWS[2], ROWS[1], ROWS[3]]
     assert "11 rows = 4 written + 7 rejected" in report.summary()
     assert json.loads(json.dumps(report.to_dict()))["num_rejected"] == 7
 
 
 def test_nothing_usable_is_an_error_and_leaves_nothing(source, tmp_path):
-    with pytest.raises(DataError, match=r"no usable clip in .*broken.csv.*7 rows: .*1 not a video"):
+    with pytest.raises(DataError, match=r"no usable video in .*broken.csv.*7 rows: .*1 not a video"):
         build_shards(source / "broken.csv", tmp_path / "set", **OPTIONS)
     assert not (tmp_path / "set").exists()
 
@@ -170,7 +172,7 @@ def test_nothing_usable_is_an_error_and_leaves_nothing(source, tmp_path):
 def test_failed_rebuild_leaves_the_split_as_it_was(source, tmp_path):
     build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
     before = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
-    with pytest.raises(DataError, match="no usable clip"):
+    with pytest.raises(DataError, match="no usable video"):
         build_shards(source / "broken.csv", tmp_path / "set", overwrite=True, **OPTIONS)
     assert {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()} == before
 
@@ -184,8 +186,8 @@ def test_second_split_uses_the_first_ones_vocabulary(source, shards, tmp_path):
     build_shards(source / "other.csv", tmp_path / "set", split="test", **OPTIONS)
     assert list_splits(tmp_path / "set") == ["test", "train"]
     assert (tmp_path / "set" / "vocab.txt").read_bytes() == vocab
-    assert open_shards(tmp_path / "set", "test")[0]["caption"] == "zebra"
-    assert len(open_shards(tmp_path / "set", "train")) == 4
+    assert open_shards(tmp_path / "set", "test")[0].captions == ("zebra",)
+    assert len(open_shards(tmp_path / "set", "train")) == 3
 
 
 def test_given_vocabulary_is_used_and_another_is_refused_later(source, tmp_path):
@@ -193,7 +195,7 @@ def test_given_vocabulary_is_used_and_another_is_refused_later(source, tmp_path)
     (tmp_path / "other.txt").write_text("\n".join([*SPECIAL_TOKENS, "red"]) + "\n")
     report = build_shards(source / "good.csv", tmp_path / "set", vocab=tmp_path / "words.txt", **OPTIONS)
     assert report.vocab_size == 7
-    np.testing.assert_array_equal(open_shards(tmp_path / "set", "train")[1]["input_ids"], [2, 1, 6, 5, 3, 0, 0, 0])
+    np.testing.assert_array_equal(open_shards(tmp_path / "set", "train")[1].input_ids, [[2, 1, 6, 5, 3, 0, 0, 0]])
     with pytest.raises(DataError, match=r"other.txt.*is not the one that split 'train'"):
         build_shards(source / "good.csv", tmp_path / "set", split="test", vocab=tmp_path / "other.txt", **OPTIONS)
 
@@ -235,7 +237,7 @@ def test_source_survives_pickling_and_knows_its_ends(shards):
     records = open_shards(shards, "train")
     assert_same_records(records, pickle.loads(pickle.dumps(records)))
     with pytest.raises(IndexError):
-        records[4]
+        records[3]
 
 
 def test_shard_set_whose_owner_has_no_name_is_read(shards, monkeypatch):
@@ -243,7 +245,7 @@ def test_shard_set_whose_owner_has_no_name_is_read(shards, monkeypatch):
         raise KeyError(user_id)
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    assert len(open_shards(shards, "train")) == 4
+    assert len(open_shards(shards, "train")) == 3
 
 
 def test_missing_shard_set_or_split_is_an_error(shards, tmp_path):

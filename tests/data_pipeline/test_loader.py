@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.loader import TrainLoader, eval_batches, num_examples, train_loader
-from data_pipeline.shards import ShardSettings, hash_file, write_split
+from data_pipeline.loader import TrainLoader, eval_batches, num_videos, train_loader
+from data_pipeline.shards import ShardSettings, VideoRecord, hash_file, open_shards, write_split
+from data_pipeline.stored_frames import StoredFrames, encode_jpeg
 from stgt_jax.errors import STGTError
 
 NUM_CLIPS, NUM_KEPT, TEXT_LENGTH = 22, 6, 5
@@ -24,24 +26,26 @@ SIZES = {"num_frames": 4, "image_size": 8}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ball"]
 
 
-def _record(clip: int) -> dict:
+def _record(clip: int) -> VideoRecord:
     video = np.zeros((NUM_KEPT, 12, 16, 3), np.uint8)
     video += (NUM_KEPT * clip + np.arange(NUM_KEPT, dtype=np.uint8))[:, None, None, None]
-    return {
-        "video": video,
-        "video_id": f"clip_{clip}.mp4",
-        "caption": f"caption {clip}",
-        "group": "pair" if clip < 2 else "",
-        "input_ids": np.array([2, clip, 3, 0, 0], np.int32),
-        "attention_mask": np.array([1, 1, 1, 0, 0], np.int32),
-    }
+    return VideoRecord(
+        video_id=f"clip_{clip}.mp4",
+        group="pair" if clip < 2 else "",
+        frames=StoredFrames(video, "raw"),
+        frame_numbers=np.arange(NUM_KEPT, dtype=np.int32),
+        num_frames=NUM_KEPT,
+        captions=(f"caption {clip}",),
+        input_ids=np.array([[2, clip, 3, 0, 0]], np.int32),
+        attention_mask=np.array([[1, 1, 1, 0, 0]], np.int32),
+    )
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> DataConfig:
     shards: Path = tmp_path_factory.mktemp("shards")
     (shards / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    settings = ShardSettings(NUM_KEPT, 12, TEXT_LENGTH, hash_file(shards / "vocab.txt"))
+    settings = ShardSettings(NUM_KEPT, 12, "keep_aspect", "raw", None, TEXT_LENGTH, hash_file(shards / "vocab.txt"))
     (shards / "train").mkdir()
     write_split(shards / "train", "train", (_record(clip) for clip in range(NUM_CLIPS)), settings)
     return DataConfig(shards=str(shards), flip=True, num_workers=0)
@@ -195,7 +199,8 @@ def test_state_of_another_run_is_refused(config, batch_size, seed, name):
 def test_evaluation_gives_each_clip_once_in_order_and_pads_the_last_batch(config):
     batches = list(eval_batches(config, "train", 8, **SIZES))
     assert [batch["valid"].tolist() for batch in batches] == [[True] * 8, [True] * 8, [True] * 6 + [False] * 2]
-    assert _clips(batches) == [*range(NUM_CLIPS), 21, 21]
+    assert _clips(batches) == [*range(NUM_CLIPS)]
+    assert [batch["row"].tolist() for batch in batches] == [[*range(8)], [*range(8)], [*range(6)]]
     last = batches[-1]
     assert last["video"].shape == (8, 4, 8, 8, 3) and last["video"].dtype == np.uint8
     assert last["input_ids"].dtype == last["attention_mask"].dtype == np.int32
@@ -224,7 +229,7 @@ def test_shuffled_evaluation_frames_are_the_same_frames_out_of_order(config):
 
 
 def test_sizes_of_the_shard_set(config):
-    assert num_examples(config, "train") == NUM_CLIPS
+    assert num_videos(config, "train") == NUM_CLIPS
 
 
 @pytest.mark.parametrize(
@@ -270,3 +275,127 @@ def test_missing_shards_are_named(config, tmp_path):
         train_loader(DataConfig(), "train", 4, 0, **SIZES)
     with pytest.raises(DataError, match="nowhere"):
         train_loader(dataclasses.replace(config, shards=str(tmp_path / "nowhere")), "train", 4, 0, **SIZES)
+
+
+def _several_captions(clip: int) -> VideoRecord:
+    count = 1 + clip % 3
+    ids = np.array([[2, clip, 3, which, 0] for which in range(count)], np.int32)
+    return dataclasses.replace(
+        _record(clip), captions=tuple(map(str, range(count))), input_ids=ids, attention_mask=np.ones_like(ids)
+    )
+
+
+@pytest.fixture(scope="module")
+def captions_config(config, tmp_path_factory) -> DataConfig:
+    """A shard set of JPEG frames whose videos have one to three captions."""
+    shards = tmp_path_factory.mktemp("captions")
+    (shards / "vocab.txt").write_bytes((Path(config.shards) / "vocab.txt").read_bytes())
+    settings = ShardSettings(NUM_KEPT, 12, "keep_aspect", "jpeg", 95, TEXT_LENGTH, hash_file(shards / "vocab.txt"))
+    records = (_several_captions(clip) for clip in range(NUM_CLIPS))
+    records = (
+        dataclasses.replace(record, frames=StoredFrames(encode_jpeg(record.frames.stored, 95), "jpeg"))
+        for record in records
+    )
+    (shards / "train").mkdir()
+    write_split(shards / "train", "train", records, settings)
+    return dataclasses.replace(config, shards=str(shards))
+
+
+NUM_CAPTIONS = sum(1 + clip % 3 for clip in range(NUM_CLIPS))  # 43
+
+
+def test_epoch_of_captions_takes_each_once_and_none_of_a_video_twice_in_a_batch(captions_config):
+    config = dataclasses.replace(captions_config, epoch="captions")
+    batches = _take(config, NUM_CAPTIONS // 4 * 2, batch_size=4)
+    pairs = [tuple(ids[[1, 3]]) for batch in batches for ids in batch["input_ids"]]
+    first, second = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+    assert len(set(first)) == len(first) and len(set(second)) == len(second)
+    assert all(len(set(batch["input_ids"][:, 1].tolist())) == 4 for batch in batches)
+    for batch in batches:  # frames and caption belong together
+        np.testing.assert_allclose(batch["video"][:, :, 4, 4, 0] // NUM_KEPT, batch["input_ids"][:, [1] * 4], atol=1)
+
+
+def test_epoch_of_videos_draws_one_of_their_captions(captions_config):
+    batches = _take(captions_config, 44, batch_size=2)
+    clips = _clips(batches)
+    assert sorted(clips[:NUM_CLIPS]) == list(range(NUM_CLIPS))
+    assert {ids[3] for batch in batches for ids in batch["input_ids"] if ids[1] % 3 == 2} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("epoch", ["captions", "videos"])
+def test_several_captions_and_mixtures_can_be_resumed_and_shared(config, captions_config, epoch):
+    config = dataclasses.replace(
+        captions_config, epoch=epoch, mix_shards=(config.shards,), mix_weights=(3.0, 1.0), rand_augment=True,
+        crop_filter="bicubic",
+    )  # fmt: skip
+    expected = _take(config, 20)
+    with train_loader(config, "train", 4, 0, **SIZES) as loader:
+        list(itertools.islice(loader, 13))
+        state = pickle.loads(pickle.dumps(loader.get_state()))
+    with train_loader(config, "train", 4, 0, **SIZES) as loader:
+        loader.set_state(state)
+        _assert_same_batches(list(itertools.islice(loader, 7)), expected[13:])
+    shares = [_take(config, 20, batch_size=2, process_index=i, process_count=2) for i in range(2)]
+    together = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*shares, strict=True)]
+    _assert_same_batches(together, expected)
+
+
+def test_mixture_takes_its_share_of_each_set(config, captions_config):
+    mixed = dataclasses.replace(config, mix_shards=(captions_config.shards,), mix_weights=(3.0, 1.0))
+    batches = _take(mixed, 22)
+    own = _clips([{"input_ids": batch["input_ids"][:3]} for batch in batches])
+    assert sorted(own[:21]) == sorted(set(own[:21])), "an epoch of the first set holds each clip once"
+    assert all((batch["attention_mask"][3] == 1).all() for batch in batches)  # those of the other set alone
+    unweighted = dataclasses.replace(mixed, mix_weights=())
+    assert [(batch["attention_mask"].all(1)).tolist() for batch in _take(unweighted, 3)] == [
+        [False] * 2 + [True] * 2
+    ] * 3
+
+
+def test_evaluation_takes_all_captions_of_a_video(captions_config):
+    batches = list(eval_batches(captions_config, "train", 8, **SIZES))
+    assert sum(batch["valid"].sum() for batch in batches) == NUM_CLIPS
+    assert sum(len(batch["caption"]) for batch in batches) == NUM_CAPTIONS
+    assert batches[0]["row"].tolist() == [0, 1, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5, 6, 7, 7]
+    np.testing.assert_array_equal(batches[0]["input_ids"][:, 1], batches[0]["row"])
+
+
+def _damaged(config: DataConfig, folder: Path, num_clips: int = 2) -> DataConfig:
+    """Copies a shard set and damages the frames of some clips."""
+    shutil.copytree(config.shards, folder)
+    source = open_shards(folder, "train")
+    records = [source[clip] for clip in range(NUM_CLIPS)]
+    for clip in range(5, 5 + num_clips):
+        broken = records[clip].frames.stored[0][:-40]
+        records[clip] = dataclasses.replace(records[clip], frames=StoredFrames([broken] * NUM_KEPT, "jpeg"))
+    shutil.rmtree(folder / "train")
+    (folder / "train").mkdir()
+    write_split(folder / "train", "train", records, source.settings)
+    return dataclasses.replace(config, shards=str(folder))
+
+
+def test_damaged_record_ends_training_with_its_name(captions_config, tmp_path):
+    with pytest.raises(Exception, match=r"record [56] in '.*array_record.*not a whole JPEG"):
+        _take(_damaged(captions_config, tmp_path / "damaged"), 11, batch_size=2)
+
+
+@pytest.mark.parametrize("epoch", ["captions", "videos"])
+def test_damaged_records_are_left_out_counted_and_named_up_to_a_limit(captions_config, tmp_path, caplog, epoch):
+    config = dataclasses.replace(_damaged(captions_config, tmp_path / "damaged"), epoch=epoch, max_bad_records=2)
+    with train_loader(config, "train", 2, 0, **SIZES) as loader, caplog.at_level("WARNING", "stgt_jax"):
+        batches = list(itertools.islice(loader, 45))
+        assert loader.num_bad_records == 2
+        state = loader.get_state()
+        loader.set_state(state)
+        assert loader.num_bad_records == 2
+    assert not {5, 6} & set(_clips(batches))
+    assert all(len(set(_clips([batch]))) == 2 for batch in batches)
+    assert sorted(record.message[:8] for record in caplog.records) == ["record 5", "record 6"]
+    few = dataclasses.replace(config, max_bad_records=1)
+    with pytest.raises(DataError, match=r"is damaged, the 2\. such record.*--data\.max_bad_records"):
+        _take(few, 45, batch_size=2)
+
+
+def test_frames_of_another_shape_are_refused(config):
+    with pytest.raises(DataError, match=r"--data\.frame_shape keep_aspect"):
+        train_loader(dataclasses.replace(config, frame_shape="stretch"), "train", 4, 0, **SIZES)

@@ -11,7 +11,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import eval_batches
 from data_pipeline.prepare import ClipReader, list_videos
 
-READER = ClipReader(num_kept_frames=8, resize=40, num_frames=4, image_size=32)
+READER = ClipReader(num_kept_frames=8, resize=40, frame_shape="keep_aspect", num_frames=4, image_size=32)
 LENGTHS = {"long.mp4": 24, "even.mp4": 8, "short.mp4": 6, "shorter.mp4": 2, "one.mp4": 1}
 
 
@@ -35,7 +35,7 @@ def test_file_gives_what_shards_and_the_evaluation_loader_give(folder, tmp_path)
     names = [path.name for path in folder.iterdir()]
     (folder / "captions.csv").write_text("video,caption\n" + "".join(f"{name},a clip\n" for name in names))
     build_shards(folder / "captions.csv", tmp_path / "shards", split="train", num_kept_frames=READER.num_kept_frames,
-                 resize=READER.resize, max_text_length=8, num_workers=0, progress=False)  # fmt: skip
+                 resize=READER.resize, max_text_length=8, encoding="raw", num_workers=0, progress=False)  # fmt: skip
     config = DataConfig(shards=str(tmp_path / "shards"))
     sizes = {"num_frames": READER.num_frames, "image_size": READER.image_size}
     (batch,) = eval_batches(config, "train", len(names), **sizes)

@@ -106,49 +106,48 @@ def test_captions_of_the_same_video_are_no_twins():
     assert np.isnan(metrics["twin_accuracy"])
 
 
-NUM_RECORDS = 11
+NUM_VIDEOS, OWNERS = 9, np.array([0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8])  # the first video has three captions
+NUM_TEXTS = len(OWNERS)
 
 
 def make_records(seed=0):
-    """11 captions of 9 videos: records 0, 4 and 10 are of one video."""
+    """The videos and captions of a gallery."""
     config = tiny()
     rng = np.random.default_rng(seed)
     size, length = config.vision.image_size, 10
-    lengths = rng.integers(3, length + 1, NUM_RECORDS)
-    ids = rng.integers(5, 60, (NUM_RECORDS, length))
+    lengths = rng.integers(3, length + 1, NUM_TEXTS)
+    ids = rng.integers(5, 60, (NUM_TEXTS, length))
     mask = np.arange(length) < lengths[:, None]
-    video = rng.integers(0, 256, (NUM_RECORDS, 4, size, size, 3), dtype=np.uint8)
-    video_id = np.array([f"v{0 if i in (4, 10) else i}.mp4" for i in range(NUM_RECORDS)], dtype=object)
-    video[[4, 10]] = video[0]
     return {
-        "video": video,
+        "video": rng.integers(0, 256, (NUM_VIDEOS, 4, size, size, 3), dtype=np.uint8),
+        "video_id": np.array([f"v{i}.mp4" for i in range(NUM_VIDEOS)], dtype=object),
+        "group": np.array(["g" if i in (1, 2) else "" for i in range(NUM_VIDEOS)], dtype=object),
         "input_ids": np.where(mask, ids, 0).astype(np.int32),
         "attention_mask": mask.astype(np.int32),
-        "video_id": video_id,
-        "caption": np.array([f"caption {i}" for i in range(NUM_RECORDS)], dtype=object),
-        "group": np.array(["g" if i in (1, 2) else "" for i in range(NUM_RECORDS)], dtype=object),
+        "caption": np.array([f"caption {i}" for i in range(NUM_TEXTS)], dtype=object),
     }
 
 
 def make_batches(records, batch_size=4, padding=255):
-    """Batches as the loader gives them; padding rows hold rubbish that must not be read."""
-    for start in range(0, NUM_RECORDS, batch_size):
-        rows = {k: v[start : start + batch_size] for k, v in records.items()}
-        missing = batch_size - len(rows["caption"])
-        batch = {k: np.concatenate([v, np.repeat(v[:1], missing, axis=0)]) for k, v in rows.items()}
+    """Batches as the loader gives them; padding clips hold rubbish that must not be read."""
+    for start in range(0, NUM_VIDEOS, batch_size):
+        batch = {name: records[name][start : start + batch_size] for name in ("video", "video_id", "group")}
+        missing = batch_size - len(batch["video"])
+        batch = {k: np.concatenate([v, np.repeat(v[:1], missing, axis=0)]) for k, v in batch.items()}
         if missing:
             batch["video"][-missing:] = padding
             batch["video_id"][-missing:] = "padding"
-        yield {**batch, "valid": np.arange(batch_size) < batch_size - missing}
+        texts = (start <= OWNERS) & (start + batch_size > OWNERS)
+        batch |= {name: records[name][texts] for name in ("input_ids", "attention_mask", "caption")}
+        yield {**batch, "row": OWNERS[texts] - start, "valid": np.arange(batch_size) < batch_size - missing}
 
 
 @pytest.fixture(scope="module")
 def model_and_params():
     model = STGT(tiny())
     first = next(make_batches(make_records()))
-    params = jax.jit(model.init)(jax.random.key(0), first["video"], first["input_ids"], first["attention_mask"])[
-        "params"
-    ]
+    texts = first["input_ids"][:4], first["attention_mask"][:4]
+    params = jax.jit(model.init)(jax.random.key(0), first["video"], *texts)["params"]
     return model, params
 
 
@@ -163,21 +162,21 @@ def result(model_and_params):
 
 
 def test_gallery_holds_each_video_once_and_every_caption(result):
-    assert result.video_ids == tuple(f"v{i}.mp4" for i in (0, 1, 2, 3, 5, 6, 7, 8, 9))
-    assert result.captions == tuple(f"caption {i}" for i in range(NUM_RECORDS))
-    assert result.video_of_text.tolist() == [0, 1, 2, 3, 0, 4, 5, 6, 7, 8, 0]
-    assert result.similarity.shape == (9, NUM_RECORDS)
+    assert result.video_ids == tuple(f"v{i}.mp4" for i in range(NUM_VIDEOS))
+    assert result.captions == tuple(f"caption {i}" for i in range(NUM_TEXTS))
+    assert result.groups == ("", "", "", "g", "g", *6 * [""])
+    assert result.video_of_text.tolist() == OWNERS.tolist()
+    assert result.similarity.shape == (NUM_VIDEOS, NUM_TEXTS)
 
 
 def test_scores_equal_unbatched_brute_force(model_and_params, result):
     model, params = model_and_params
     records, variables = make_records(), {"params": params}
-    rows = [int(v[1:-4]) for v in result.video_ids]
     encode = jax.jit(lambda video: model.apply(variables, video, method="encode_video"))
-    videos = [encode(records["video"][[row]]) for row in rows]
+    videos = [encode(records["video"][[row]]) for row in range(NUM_VIDEOS)]
     ids, mask = records["input_ids"], records["attention_mask"]
     encode_text = jax.jit(lambda i, m: model.apply(variables, i, m, method="encode_text")["text_embed"][0])
-    texts = [encode_text(ids[[c]], mask[[c]]) for c in range(NUM_RECORDS)]
+    texts = [encode_text(ids[[c]], mask[[c]]) for c in range(NUM_TEXTS)]
     match = jax.jit(lambda tokens, i, m: model.apply(variables, tokens, i, m, method="match"))
     scores = np.array([[(video["video_embed"][0] @ text).max() for text in texts] for video in videos])
     np.testing.assert_allclose(result.similarity, scores, atol=1e-5)
@@ -242,3 +241,9 @@ def test_no_clip_or_a_bad_option_is_one_line(model_and_params):
         evaluate_retrieval(make_encoder(model_and_params), [])
     with pytest.raises(STGTError, match="k_test=0"):
         evaluate_retrieval(make_encoder(model_and_params), make_batches(make_records()), k_test=0)
+
+
+def test_video_without_a_caption_is_named(model_and_params):
+    batches = [{**batch, "row": batch["row"] + (batch["row"] == 3)} for batch in make_batches(make_records())]
+    with pytest.raises(STGTError, match=r"video 'v3\.mp4' has no caption"):
+        evaluate_retrieval(make_encoder(model_and_params), batches)

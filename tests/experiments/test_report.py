@@ -190,7 +190,8 @@ def make_batch(config):
         "input_ids": rng.integers(5, 60, (3, 6)).astype(np.int32),
         "attention_mask": np.ones((3, 6), np.int32),
         "valid": np.array([True, False, True]),
-        "caption": np.array(["a", "padding", "b"], dtype=object),
+        "caption": np.array(["a", "b", "another b"], dtype=object),
+        "row": np.array([0, 2, 2]),
     }
 
 
@@ -200,7 +201,7 @@ def test_collected_graphs_are_those_of_the_valid_clips():
     params = jax.jit(model.init)(jax.random.key(0), batch["video"], batch["input_ids"], batch["attention_mask"])
     pictures = collect_pictures(Encoder(config, params["params"]), batch)
     nodes = 4 * config.vision.grid**2
-    assert pictures.captions == ("a", "b")
+    assert pictures.captions == ("a", "b / another b")
     assert pictures.adjacency.shape == (2, nodes, nodes)
     np.testing.assert_array_equal(np.diagonal(pictures.adjacency, axis1=1, axis2=2), 1.0)
     assert not pictures.adjacency[:, : nodes // 4, nodes // 2 :].any()  # beyond the band
