@@ -93,7 +93,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             is_open = "unexpected end" in str(error) or "field limit" in str(error)
             what = f"a quote in the row that begins in line {first_line} is not closed" if is_open else str(error)
             raise DataError(
-                f"bad CSV in '{path}', line {first_line if is_open else reader.line_num}: {what}"
+                f"bad CSV in '{path}', line {first_line if is_open else max(first_line, reader.line_num)}: {what}"
             ) from error
     return records
 

@@ -171,6 +171,11 @@ def list_splits(shards: str | os.PathLike[str]) -> list[str]:
     return sorted(name for name in names if not name.startswith(".") and (folder / name / MANIFEST_NAME).exists())
 
 
+def _read_settings(manifest: dict[str, Any]) -> ShardSettings | None:
+    """Returns the settings in a manifest; None for records of another version."""
+    return ShardSettings(**manifest["settings"]) if manifest.get("schema", 1) == SCHEMA else None
+
+
 def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
     """Returns the split's manifest after checking its files and that it belongs to the shard set's vocabulary."""
     if in_bucket(shards) and not os.fspath(shards).startswith("gs://"):
@@ -186,14 +191,15 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
     folder, rebuild = shards / split, f"rebuild split '{split}'"
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text())
-        if manifest.get("schema", 1) != SCHEMA:
-            raise DataError(
-                f"shard set '{folder}' has records of version {manifest.get('schema', 1)}, and this is for version"
-                f" {SCHEMA}; build it again with `stgt data build` and --overwrite"
-            )
-        settings, files = ShardSettings(**manifest["settings"]), manifest["files"]
+        schema = manifest.get("schema", 1)
+        settings, files = _read_settings(manifest), manifest["files"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"shard set file '{folder / MANIFEST_NAME}' cannot be read: {rebuild}") from error
+    if settings is None:
+        raise DataError(
+            f"shard set '{folder}' has records of version {schema}, and this is for version {SCHEMA}; build it again"
+            " with `stgt data build` and --overwrite"
+        )
     present = {
         path.name for path in folder.iterdir()
     }  # one listing, as asking for each file in a bucket would take long

@@ -3,14 +3,17 @@ import functools
 import json
 import pickle
 import pwd
+import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from clips import frame_level, write_clip, write_sound
 
 from data_pipeline import build
-from data_pipeline.decode import decode_clip
+from data_pipeline.decode import FrameOptions, decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.shards import hash_record, list_splits, open_shards
 from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, load_tokenizer
@@ -217,6 +220,8 @@ def test_existing_split_is_only_replaced_when_asked(source, tmp_path):
         ({"resize": 0}, "resize=0"),
         ({"max_text_length": 2}, "max_text_length=2"),
         ({"num_workers": -1}, "num_workers=-1"),
+        ({"jpeg_quality": 101}, "jpeg_quality=101 must be at most 100"),
+        ({"max_damage": 1.5}, "max_damage=1.5 must be at most 1"),
         ({"vocab": "none.txt"}, "vocabulary 'none.txt' cannot be read"),
     ],
 )
@@ -283,3 +288,106 @@ def test_damaged_record_is_an_error_that_names_its_file_when_it_is_read(source, 
     shard.write_bytes(data)
     with pytest.raises(DataError, match=rf"record 0 in .*{shard.name}' cannot be read"):
         open_shards(tmp_path / "set", "train")[0]
+
+
+def test_record_holds_all_captions_questions_and_answers_of_its_video(source, tmp_path):
+    rows = [
+        {"video": "a.mp4", "caption": ["a circle", "a ball"]},
+        {"video": "b.mp4", "question": "what is it?", "answer": ["a ball", "a circle"]},
+        {"video": "a.mp4", "caption": "another", "question": "which colour?", "answer": "red"},
+        {"video": "b.mp4", "question": "where?"},
+    ]
+    (tmp_path / "all.json").write_text(json.dumps([{**row, "video": str(source / row["video"])} for row in rows]))
+    report = build_shards(tmp_path / "all.json", tmp_path / "set", **OPTIONS)
+    records = open_shards(tmp_path / "set", "train")
+    assert [records[i].captions for i in range(2)] == [("a circle", "a ball", "another"), ()]
+    assert [(records[i].questions, records[i].answers) for i in range(2)] == [
+        (("which colour?",), ("red",)),
+        (("what is it?", "what is it?"), ("a ball", "a circle")),
+    ]
+    assert records[1].input_ids.shape == (0, 8)
+    assert (report.num_rows, report.num_written, report.num_videos) == (6, 5, 2)
+    assert report.rejected_by_reason == {"question without an answer": 1}
+
+
+def test_segments_of_a_video_are_records_of_their_own(source, tmp_path):
+    video = source / "a.mp4"  # 24 frames, 12 a second
+    (source / "parts.csv").write_text(
+        "video,caption,start,end\na.mp4,all,,\na.mp4,begin,0,1\na.mp4,end,1,\na.mp4,too late,9,10\n"
+    )
+    report = build_shards(source / "parts.csv", tmp_path / "set", **OPTIONS)
+    records = open_shards(tmp_path / "set", "train")
+    assert [records[i].video_id for i in range(3)] == ["a.mp4", "a.mp4#t=0,1", "a.mp4#t=1"]
+    assert [records[i].num_frames for i in range(3)] == [24, 12, 12]
+    whole = decode_clip(video, FrameOptions(24, 32)).frames
+    np.testing.assert_array_equal(records[2].frames.stored, whole[12 + records[2].frame_numbers])
+    assert report.rejected_by_reason == {"segment": 1}
+
+
+def test_jpeg_frames_are_near_the_raw_ones_and_smaller(source, shards, tmp_path):
+    build_shards(source / "good.csv", tmp_path / "set", **OPTIONS | {"encoding": "jpeg", "jpeg_quality": 95})
+    records, raw = open_shards(tmp_path / "set", "train"), open_shards(shards, "train")
+    for index in range(3):
+        frames = records[index].frames[np.arange(4)]
+        assert np.abs(frames.astype(int) - raw[index].frames.stored).max() <= 6
+        assert all(file[:2] == b"\xff\xd8" for file in records[index].frames.stored)
+        assert records[index].captions == raw[index].captions
+
+
+def test_frames_can_be_stretched(source, tmp_path):
+    build_shards(source / "good.csv", tmp_path / "set", frame_shape="stretch", **OPTIONS)
+    records = open_shards(tmp_path / "set", "train")
+    assert {records[index].frames.stored.shape for index in range(3)} == {(4, 32, 32, 3)}
+    assert records.settings.frame_shape == "stretch"
+
+
+def test_tfds_reads_a_shard_set(shards, source, tmp_path):
+    build_shards(source / "good.csv", tmp_path / "jpeg", **OPTIONS | {"encoding": "jpeg"})
+    for folder in (shards, tmp_path / "jpeg"):
+        records = tfds.builder_from_directory(folder / "train").as_data_source("train")
+        assert len(records) == 3
+        assert [text.decode() for text in records[0]["captions"]] == [ROWS[0][1], ROWS[2][1]]
+        assert records[0]["frame_numbers"].tolist() == [0, 6, 12, 18]
+
+
+def test_damage_that_is_allowed_is_counted(source, tmp_path):
+    data = (source / "a.mp4").read_bytes()
+    with av.open(str(source / "a.mp4")) as container:
+        position = next(packet.pos for packet in container.demux(video=0) if packet.pts == 20 * 1024)
+    (source / "scratched.mp4").write_bytes(data[: position + 4] + b"\xff" * 9 + data[position + 13 :])
+    write_captions(source / "scratched.csv", [("scratched.mp4", "x"), ("b.mp4", "y")])
+    strict = build_shards(source / "scratched.csv", tmp_path / "strict", **OPTIONS)
+    allowed = build_shards(source / "scratched.csv", tmp_path / "allowed", max_damage=0.5, **OPTIONS)
+    assert (strict.num_videos, strict.rejected_by_reason) == (1, {"damaged": 1})
+    assert (allowed.num_videos, allowed.num_damaged_videos) == (2, 1)
+    assert "1 videos are damaged a little" in allowed.summary()
+
+
+@pytest.mark.parametrize("caption", ["\u200b", "\x00\x01", " \u00ad ", "\ufeff"])
+def test_caption_without_a_token_is_refused_like_an_empty_one(source, tmp_path, caption):
+    (source / "odd.json").write_text(json.dumps([{"video": "b.mp4", "caption": c} for c in (caption, "a ball")]))
+    report = build_shards(source / "odd.json", tmp_path / "set", **OPTIONS)
+    assert (report.num_written, report.rejected_by_reason) == (1, {"empty caption": 1})
+
+
+def test_rows_of_one_video_in_two_groups_are_refused(source, tmp_path):
+    write_captions(source / "groups.csv", [("a.mp4", "x", "g1"), ("a.mp4", "y", "g2")])
+    with pytest.raises(DataError, match=r"a\.mp4.*'g1' and 'g2'"):
+        build_shards(source / "groups.csv", tmp_path / "set", **OPTIONS)
+
+
+def test_shard_set_of_an_older_version_is_refused_with_the_way_out(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "set")
+    manifest = tmp_path / "set" / "train" / "manifest.json"
+    old = {"num_records": 4, "settings": {"num_kept_frames": 4, "resize": 32}, "files": {}}
+    manifest.write_text(json.dumps(old))
+    with pytest.raises(DataError, match=r"records of version 1.*`stgt data build` and --overwrite"):
+        open_shards(tmp_path / "set", "train")
+
+
+def test_vocabulary_with_byte_order_mark_and_blank_lines_is_stored_clean(source, tmp_path):
+    lines = [*SPECIAL_TOKENS, "square", "blue"]
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n\r\n \r\n")
+    build_shards(source / "good.csv", tmp_path / "set", vocab=tmp_path / "words.txt", **OPTIONS)
+    assert (tmp_path / "set" / "vocab.txt").read_text() == "\n".join(lines) + "\n"
+    np.testing.assert_array_equal(open_shards(tmp_path / "set", "train")[1].input_ids, [[2, 1, 6, 5, 3, 0, 0, 0]])

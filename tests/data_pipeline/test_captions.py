@@ -40,7 +40,16 @@ def test_json_row_without_a_caption_is_kept_with_an_empty_one(tmp_path):
         ("c.csv", "file,caption\na,b\n", "lacks the column video .*found: caption, file"),
         ("c.csv", "video,caption\n", "no rows"),
         ("c.csv", "video,caption\na.mp4,a cat, asleep\n", "line 2 .*more cells"),
-        ("c.csv", 'video,caption\na.mp4,"unclosed\n', "bad CSV"),
+        ("c.csv", 'video,caption\na.mp4,"two\nlines"\nb.mp4,c, d\n', "line 4 .*more cells"),
+        (
+            "c.csv",
+            'video,caption\na.mp4,ok\nb.mp4,"unclosed\nc.mp4,x\nd.mp4,y\n',
+            "line 3: a quote in the row .* line 3",
+        ),
+        ("c.csv", 'video,caption\na.mp4,"x"y\n', "line 2: "),
+        ("c.csv", "video,caption,start\na.mp4,x,soon\n", "row 1 .*start must be seconds"),
+        ("c.json", '[{"video": "a", "caption": "x", "end": -1}]', "row 1 .*end must be seconds"),
+        ("c.csv", "video,question\na.mp4,x\n", "lacks the column caption"),
         ("c.json", "[{", "bad JSON"),
         ("c.json", "[]", "no rows"),
         ("c.json", '{"video": "a"}', "list of objects"),
@@ -60,3 +69,31 @@ def test_missing_or_binary_caption_file_is_an_error(tmp_path):
     (tmp_path / "c.csv").write_bytes(b"video,caption\n\xff\xfe,x\n")
     with pytest.raises(DataError, match="not UTF-8"):
         read_captions(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.json"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_text_that_is_not_utf8_is_named_by_line_and_byte(tmp_path, name, mark):
+    lines = [
+        b"video,caption",
+        *(b"%d.mp4,\xc3\xa9t\xc3\xa9" % index for index in range(5000)),
+        b"x.mp4,caf\xe9",
+        b"y,z",
+    ]
+    data = mark + b"\n".join(lines)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=rf"not UTF-8 text: line 5002, byte {data.index(b'caf') + 3} \(0xe9\)"):
+        read_captions(tmp_path / name)
+
+
+def test_lists_of_captions_and_answers_become_rows(tmp_path):
+    text = json.dumps([{"video": "a", "caption": ["x", "y"]}, {"video": "a", "question": "q", "answer": ["1", "2"]}])
+    rows = read_captions(write(tmp_path / "c.json", text))
+    assert [(row.caption, row.question, row.answer, row.number) for row in rows] == [
+        ("x", "", "", 1), ("y", "", "", 1), ("", "q", "1", 2), ("", "q", "2", 2)
+    ]  # fmt: skip
+
+
+def test_segment_columns_are_seconds(tmp_path):
+    (row, other) = read_captions(write(tmp_path / "c.csv", "video,caption,start,end\na,x,1.5,30\na,y,,\n"))
+    assert (row.start, row.end, other.start, other.end) == (1.5, 30.0, None, None)

@@ -97,3 +97,9 @@ def test_bert_vocabulary_gives_bert_ids(tmp_path):
     (tmp_path / "vocab.txt").write_text("".join(f"{words.get(i, f'[unused{i}]')}\n" for i in range(4419)))
     ids, _ = encode(load_tokenizer(tmp_path / "vocab.txt"), ["A red circle"], 6)
     np.testing.assert_array_equal(ids, [[101, 1037, 2417, 4418, 102, 0]])
+
+
+def test_empty_line_within_a_vocabulary_is_named(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a", "", "b"]) + "\n")
+    with pytest.raises(DataError, match="line 7 is empty"):
+        load_tokenizer(tmp_path / "vocab.txt")
