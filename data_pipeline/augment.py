@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
 NUM_OPERATIONS = 2
 PROBABILITY = 0.99  # of applying an operation that was drawn
-SHEAR, TRANSLATION, ROTATION = 0.15, 5.0, 15.0  # per pixel; pixels; degrees
+SHEAR, TRANSLATION, ROTATION = 0.15, 5, 15.0  # per pixel; pixels; degrees
 FILL = (128, 128, 128)  # colour of what comes in from outside the frame
 
 Frame = np.ndarray  # uint8 [h, w, 3]
+_LEVELS = np.arange(256)
 
 
 def crop_bicubic(video: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
@@ -30,12 +30,15 @@ def crop_bicubic(video: np.ndarray, box: tuple[int, int, int, int], size: int) -
 
 def rand_augment(rng: np.random.Generator, video: np.ndarray) -> np.ndarray:
     """Applies two different random operations to a clip, uint8 [T, h, w, 3]; the sign is drawn for each frame."""
+    frames = list(video)
     for name in rng.choice(list(OPERATIONS), NUM_OPERATIONS, replace=False):
         if rng.random() >= PROBABILITY:
             continue
+        if OPERATIONS[name] is _unchanged:
+            continue
         signs = np.where(rng.random(len(video)) < 0.5, -1.0, 1.0)
-        video = np.stack([OPERATIONS[name](frame, sign) for frame, sign in zip(video, signs, strict=True)])
-    return video
+        frames = [OPERATIONS[name](frame, sign) for frame, sign in zip(frames, signs, strict=True)]
+    return np.stack(frames)
 
 
 def _unchanged(frame: Frame, sign: float) -> Frame:
@@ -44,19 +47,40 @@ def _unchanged(frame: Frame, sign: float) -> Frame:
 
 
 def _auto_contrast(frame: Frame, sign: float) -> Frame:
+    """Stretches the range of each channel to 0 to 255, as Pillow's ImageOps.autocontrast does, but faster."""
     del sign
-    return np.asarray(ImageOps.autocontrast(Image.fromarray(frame)))
+    return cv2.merge([cv2.LUT(channel, _contrast_table(channel)) for channel in cv2.split(frame)])
+
+
+def _contrast_table(channel: np.ndarray) -> np.ndarray:
+    """Returns the new value of each of the 256 levels, uint8 [256]."""
+    low, high, _, _ = cv2.minMaxLoc(channel)
+    if high == low:
+        return _LEVELS.astype(np.uint8)
+    scale = 255 / (high - low)
+    return np.clip(_LEVELS * scale - low * scale, 0, 255).astype(np.uint8)
 
 
 def _equalize(frame: Frame, sign: float) -> Frame:
+    """Makes all levels of each channel equally frequent, as Pillow's ImageOps.equalize does, but faster."""
     del sign
-    return np.asarray(ImageOps.equalize(Image.fromarray(frame)))
+    return cv2.merge([cv2.LUT(channel, _equal_table(channel)) for channel in cv2.split(frame)])
+
+
+def _equal_table(channel: np.ndarray) -> np.ndarray:
+    """Returns the new value of each of the 256 levels, uint8 [256]."""
+    counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).astype(np.int64).ravel()
+    step = (counts.sum() - counts[counts > 0][-1]) // 255
+    below = np.cumsum(counts) - counts
+    return (np.minimum((step // 2 + below) // step, 255) if step else _LEVELS).astype(np.uint8)
 
 
 def _affine(frame: Frame, matrix: np.ndarray) -> Frame:
     """Moves the pixel at (x, y) to matrix @ (x, y, 1); the matrix is [2, 3]."""
-    size = frame.shape[1::-1]
-    return cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_LINEAR, borderValue=FILL)
+    # OpenCV is twice as fast with four channels as with three.
+    padded = cv2.cvtColor(frame, cv2.COLOR_RGB2RGBA)
+    warped = cv2.warpAffine(padded, matrix, frame.shape[1::-1], flags=cv2.INTER_LINEAR, borderValue=(*FILL, 255))
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
 
 
 def _shear_x(frame: Frame, sign: float) -> Frame:
@@ -68,11 +92,21 @@ def _shear_y(frame: Frame, sign: float) -> Frame:
 
 
 def _translate_x(frame: Frame, sign: float) -> Frame:
-    return _affine(frame, np.array([[1, 0, -sign * TRANSLATION], [0, 1, 0]]))
+    moved = np.full_like(frame, FILL[0])
+    if sign > 0:
+        moved[:, :-TRANSLATION] = frame[:, TRANSLATION:]
+    else:
+        moved[:, TRANSLATION:] = frame[:, :-TRANSLATION]
+    return moved
 
 
 def _translate_y(frame: Frame, sign: float) -> Frame:
-    return _affine(frame, np.array([[1, 0, 0], [0, 1, -sign * TRANSLATION]]))
+    moved = np.full_like(frame, FILL[0])
+    if sign > 0:
+        moved[:-TRANSLATION] = frame[TRANSLATION:]
+    else:
+        moved[TRANSLATION:] = frame[:-TRANSLATION]
+    return moved
 
 
 def _rotate(frame: Frame, sign: float) -> Frame:

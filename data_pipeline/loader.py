@@ -26,7 +26,8 @@ from data_pipeline.shards import ShardSource, VideoRecord, open_shards
 from data_pipeline.transforms import centre_crop, random_crop_box, random_flip, random_resized_crop
 
 # A batch of 128 clips of 8x224x224 has 154 MB, and by default grain would prepare hundreds of batches ahead.
-_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+# One thread: several only wait for each other, as the work is bound by the CPU.
+_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 _log = logging.getLogger("stgt_jax")
 
 
@@ -59,6 +60,8 @@ class TrainLoader:
         batch = next(self._iterator)
         self._next_batch += 1
         self._count_bad_records(batch.pop(BAD_RECORDS))
+        if self._num_workers == 0:
+            return batch
         # Copied: arrays of a worker process are in shared memory, which leaks if they are alive when the program ends.
         return {name: np.array(values) for name, values in batch.items()}
 
@@ -216,6 +219,34 @@ def eval_batches(
     source = _open(config, config.shards, split, num_frames, image_size)
     clip = functools.partial(_eval_clip, source, num_frames, image_size, shuffle_frames_seed)
     return _padded_batches(grain.MapDataset.source(_Numbered(source)).map(clip), batch_size)
+
+
+def example_clips(
+    config: DataConfig, split: str, count: int, seed: int, *, num_frames: int, image_size: int
+) -> Iterator[tuple[VideoRecord, dict[str, np.ndarray], np.ndarray]]:
+    """Yields random records, to be looked at: (record, what training makes of it, frames of evaluation).
+
+    Args:
+      config: the loader's options.
+      split: name of the split.
+      count: records; of fewer, all.
+      seed: of the choice and the augmentation.
+      num_frames: T.
+      image_size: H = W, pixels.
+
+    Yields:
+      The record; its training example, `video` uint8 [T, H, W, 3], `input_ids` and `attention_mask` int32 [S]; and the
+      frames that evaluation takes, uint8 [T, H, W, 3].
+
+    Raises:
+      DataError: as `train_loader`.
+    """
+    source = _open(config, config.shards, split, num_frames, image_size)
+    rng = np.random.default_rng(seed)
+    for index in np.sort(rng.choice(len(source), min(count, len(source)), replace=False)).tolist():
+        record = source[index]
+        example = _train_clip(config, source, num_frames, image_size, (index, record), rng)
+        yield record, example, _eval_clip(source, num_frames, image_size, None, (index, record))["video"]
 
 
 def num_videos(config: DataConfig, split: str) -> int:

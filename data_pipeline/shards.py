@@ -33,6 +33,7 @@ CAPTION_COUNTS_NAME = "caption_counts.npy"
 SCHEMA = 2  # version of the records; 1 had one record for each caption
 _NAME, _VERSION = "videos", "2.0.0"
 _SHARD_BYTES = 128 << 20
+_METADATA_NAMES = (CAPTION_COUNTS_NAME, "dataset_info.json", "features.json")
 _TEXT_LISTS = ("captions", "questions", "answers")
 _WRITE_BATCH = 16  # records handed to TFDS at a time: it rewrites its metadata at each call
 
@@ -68,7 +69,8 @@ class VideoRecord:
 
 def hash_file(path: str | Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
+    with epath.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _features(settings: ShardSettings) -> tfds.features.FeaturesDict:
@@ -149,7 +151,7 @@ def write_split(folder: Path, split: str, records: Iterable[VideoRecord], settin
             digest.update(hash_record(record))
     writer.close_all()
     np.save(folder / CAPTION_COUNTS_NAME, np.array(caption_counts, np.int32))
-    names = sorted([*folder.glob("*.array_record*"), folder / CAPTION_COUNTS_NAME])
+    names = sorted(path for path in folder.iterdir() if path.name in _METADATA_NAMES or _is_shard(path.name))
     manifest = {
         "schema": SCHEMA,
         "num_videos": len(caption_counts),
@@ -157,10 +159,19 @@ def write_split(folder: Path, split: str, records: Iterable[VideoRecord], settin
         "num_questions": num_questions,
         "records_sha256": digest.hexdigest(),
         "settings": dataclasses.asdict(settings),
-        "files": {path.name: path.stat().st_size for path in names},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in names},
     }
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest | {"sha256": _hash_manifest(manifest)}, indent=2) + "\n")
     return len(caption_counts)
+
+
+def _is_shard(name: str) -> bool:
+    return ".array_record" in name
+
+
+def _hash_manifest(manifest: dict[str, Any]) -> str:
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def list_splits(shards: str | os.PathLike[str]) -> list[str]:
@@ -192,6 +203,8 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text())
         schema = manifest.get("schema", 1)
+        if schema == SCHEMA and manifest["sha256"] != _hash_manifest(manifest):
+            raise ValueError("it was changed")
         settings, files = _read_settings(manifest), manifest["files"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"shard set file '{folder / MANIFEST_NAME}' cannot be read: {rebuild}") from error
@@ -203,8 +216,8 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
     present = {
         path.name for path in folder.iterdir()
     }  # one listing, as asking for each file in a bucket would take long
-    for name, size in files.items():
-        path = folder / name
+    for name, described in files.items():
+        path, size = folder / name, described["bytes"]
         if name not in present:
             raise DataError(f"missing shard file '{path}': {rebuild}")
         # Objects in a bucket are never truncated. epath's stat() fails for an owner without a name.
@@ -242,6 +255,16 @@ class ShardSource:
         self.num_captions: int = manifest["num_captions"]
         self.records_sha256: str = manifest["records_sha256"]
 
+    def file_hashes(self) -> dict[epath.Path, str]:
+        """Returns the SHA-256, in hexadecimal, that each file of the split had when it was built."""
+        files = json.loads((self._folder / MANIFEST_NAME).read_text())["files"]
+        return {self._folder / name: described["sha256"] for name, described in files.items()}
+
+    def unknown_files(self) -> list[epath.Path]:
+        """Returns the shard files that do not belong to the split's build."""
+        known = self.file_hashes()
+        return sorted(path for path in self._folder.iterdir() if _is_shard(path.name) and path not in known)
+
     @property
     def vocab(self) -> bytes:
         """The content of the shard set's vocabulary file."""
@@ -265,9 +288,16 @@ class ShardSource:
         return f"record {index} in '{self._info.filepaths[shard]}'"
 
     def caption_counts(self) -> np.ndarray:
-        """Returns the number of captions of each video, int32 [videos]."""
-        with (self._folder / CAPTION_COUNTS_NAME).open("rb") as file:
-            return np.load(file)
+        """Returns the number of captions of each video, int32 [videos]. Raises DataError where the file is damaged."""
+        path = self._folder / CAPTION_COUNTS_NAME
+        try:
+            with path.open("rb") as file:
+                counts = np.load(file)
+        except (OSError, ValueError) as error:
+            raise DataError(f"'{path}' cannot be read: rebuild split '{self.split}'") from error
+        if counts.shape != (len(self),) or counts.dtype != np.int32 or counts.sum() != self.num_captions:
+            raise DataError(f"'{path}' does not fit its split: rebuild split '{self.split}'")
+        return counts
 
     def __reduce__(self) -> tuple[type["ShardSource"], tuple[epath.Path, str]]:
         return ShardSource, (self.shards, self.split)

@@ -16,11 +16,14 @@ from pathlib import Path
 
 from experiments.commands.ablate import ablate
 from experiments.commands.arguments import HELP, Command, CommandParser
+from experiments.commands.bench_data import bench_data
 from experiments.commands.bench_graph_attention import bench_graph_attention
 from experiments.commands.bench_step import bench_step
 from experiments.commands.compile import compile
 from experiments.commands.data_build import data_build
 from experiments.commands.data_make import data_make
+from experiments.commands.data_show import data_show
+from experiments.commands.data_verify import data_verify
 from experiments.commands.demo import demo
 from experiments.commands.eval_retrieval import eval_retrieval
 from experiments.commands.export import export
@@ -34,6 +37,8 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "data make": data_make,
     "data build": data_build,
+    "data verify": data_verify,
+    "data show": data_show,
     "pretrain": pretrain,
     "eval retrieval": eval_retrieval,
     "export": export,
@@ -42,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "recipes": recipes,
     "bench graph-attention": bench_graph_attention,
     "bench step": bench_step,
+    "bench data": bench_data,
     "compile": compile,
 }
 

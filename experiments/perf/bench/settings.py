@@ -1,4 +1,4 @@
-"""The options of `stgt bench graph-attention`, in a module of their own that does not import jax."""
+"""The options of `stgt bench graph-attention` and `stgt bench data`, in a module that does not import jax."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
@@ -29,3 +29,24 @@ class GraphAttentionSettings:
         for name, value in values.items():
             check(value > 0, f"--{name.replace('_', '-')}={value} must be greater than 0")
         check(self.width % self.num_heads == 0, f"--num-heads={self.num_heads} does not divide --width={self.width}")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Options of `stgt bench data`.
+
+    Raises:
+      STGTError: a number below 1.
+    """
+
+    captions: str = ""  # caption file of one's own videos, by default videos are made: 15 s of 596x336 at 30 frames/s
+    num_frames: int = 8  # frames of a clip
+    image_size: int = 224  # their side, pixels
+    batch_size: int = 8  # clips
+    seconds: float = 5.0  # of each measurement
+    repeats: int = 3  # measurements of each reader; the median counts
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "image_size", "batch_size", "seconds", "repeats"):
+            value = getattr(self, name)
+            check(value > 0, f"--{name.replace('_', '-')}={value} must be greater than 0")
