@@ -1,7 +1,9 @@
 """Evaluation of a model on a split of a shard set."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
@@ -42,6 +44,7 @@ def retrieval(
     check_storage(checkpoint, shards)
     check_shards(read_run(model_folder(checkpoint)), shards, split)
     model = load(checkpoint, batch_size=batch_size)
+    _log.info("evaluation: %s", describe_frames(frames_read(shards, split, model.config.num_frames)))
     batches = eval_batches(
         DataConfig(shards=str(shards), frame_shape=open_shards(shards, split).settings.frame_shape),
         split,
@@ -51,6 +54,39 @@ def retrieval(
         shuffle_frames_seed=FRAME_SHUFFLE_SEED if shuffle_frames else None,
     )
     return evaluate_retrieval(model.encoder, batches, k_test=k_test)
+
+
+def frames_read(shards: str | Path, split: str, num_frames: int) -> dict[str, Any]:
+    """Returns how evaluation gets the frames of a clip from a split, for the results file.
+
+    Published figures are comparable only with frames stretched to a square and chosen exactly (docs/model.md section
+    6.3).
+
+    Args:
+      shards: folder of a shard set.
+      split: of the shard set.
+      num_frames: T.
+    """
+    settings = open_shards(shards, split).settings
+    is_exact = settings.num_kept_frames % num_frames == 0
+    return {
+        "frame_shape": settings.frame_shape,
+        "encoding": settings.encoding,
+        "jpeg_quality": settings.jpeg_quality,
+        "chosen": "floor(i n / T)" if is_exact else "the kept frame nearest to floor(i n / T)",
+        "num_frames": num_frames,
+        "num_kept_frames": settings.num_kept_frames,
+    }
+
+
+def describe_frames(read: Mapping[str, Any]) -> str:
+    """Returns the line of `frames_read` for the log."""
+    quality = f" of quality {read['jpeg_quality']}" if read["jpeg_quality"] else ""
+    kept, taken = read["num_kept_frames"], read["num_frames"]
+    hint = "" if kept % taken == 0 else f"; a multiple of {taken} kept frames would give exactly those"
+    return (
+        f"{taken} frames a clip, {read['frame_shape']}, {read['encoding']}{quality}: {read['chosen']}, of {kept}{hint}"
+    )
 
 
 def check_shards(run: Run, shards: str | Path, split: str) -> None:

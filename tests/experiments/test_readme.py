@@ -27,7 +27,7 @@ SMALLER = {
     "bench step": SMALL_STEP,
     "bench graph-attention": ["--width=16", "--num-heads=2", "--patches=4", "--repeats=1"],
 }
-DOCUMENTS = ("README.md", "docs/results.md", "docs/training.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/training.md", "docs/data.md")
 
 
 def blocks(language: str) -> list[str]:

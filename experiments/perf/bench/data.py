@@ -62,6 +62,7 @@ def bench_data(settings: DataSettings) -> dict[str, Any]:
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _, name in itertools.product(range(settings.repeats), names):
             runs[name].append(_in_a_process(name, settings, Path(folder), videos))
+        wait = _input_wait(settings, Path(folder))
         sizes = {"shards, JPEG": _record_bytes(Path(folder, "jpeg")), "shards, raw": _record_bytes(Path(folder, "raw"))}
         file_bytes = statistics.mean(os.path.getsize(video) for video in videos if video.exists())
     rows = {
@@ -75,7 +76,8 @@ def bench_data(settings: DataSettings) -> dict[str, Any]:
     fastest_peer = max((name for name in names if name in PEERS), key=lambda name: rows[name]["clips_per_second"])
     for row in rows.values():
         row["times_fastest_peer"] = row["clips_per_second"] / rows[fastest_peer]["clips_per_second"]
-    return {"readers": rows, "fastest_peer": fastest_peer, "settings": dataclasses.asdict(settings)}
+    settings_used = dataclasses.asdict(settings)
+    return {"readers": rows, "fastest_peer": fastest_peer, "input_wait": wait, "settings": settings_used}
 
 
 def format_figures(figures: dict[str, Any]) -> str:
@@ -88,7 +90,29 @@ def format_figures(figures: dict[str, Any]) -> str:
         )
     if "PyTorch DataLoader" not in figures["readers"]:
         lines.append("PyTorch is not installed, so its DataLoader is not compared; pip install torch adds it")
+    used = figures["settings"]
+    lines.append(
+        f"a step of {used['step_milliseconds']:g} ms with {used['step_batch_size']} clips and {used['num_workers']} worker"
+        f" processes waits for data {100 * figures['input_wait']:.1f} % of its time"
+    )
     return "\n".join(lines)
+
+
+def _input_wait(settings: DataSettings, folder: Path) -> float:
+    """Returns the share of the time that a train step of a given length waits for its batch from JPEG shards."""
+    config = dataclasses.replace(DATA, shards=str(folder / "jpeg"), num_workers=settings.num_workers)
+    sizes = {"num_frames": settings.num_frames, "image_size": settings.image_size}
+    step, waited = settings.step_milliseconds / 1000, 0.0
+    with train_loader(config, "train", settings.step_batch_size, 0, **sizes) as batches:
+        for _ in range(3):  # the workers start
+            next(batches)
+        num_steps = max(5, round(settings.repeats * settings.seconds / step))
+        for _ in range(num_steps):
+            time.sleep(step)
+            start = time.perf_counter()
+            next(batches)
+            waited += time.perf_counter() - start
+    return waited / (waited + num_steps * step)
 
 
 def _make_videos(folder: Path) -> Path:

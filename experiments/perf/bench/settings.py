@@ -45,8 +45,12 @@ class DataSettings:
     batch_size: int = 8  # clips
     seconds: float = 5.0  # of each measurement
     repeats: int = 3  # measurements of each reader; the median counts
+    step_milliseconds: float = 200.0  # of the simulated train step, during which the CPU is idle
+    step_batch_size: int = 32  # clips that such a step takes
+    num_workers: int = 2  # worker processes that feed it
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "image_size", "batch_size", "seconds", "repeats"):
+        numbers = ("num_frames", "image_size", "batch_size", "seconds", "repeats")
+        for name in (*numbers, "step_milliseconds", "step_batch_size", "num_workers"):
             value = getattr(self, name)
             check(value > 0, f"--{name.replace('_', '-')}={value} must be greater than 0")
