@@ -91,10 +91,9 @@ def format_figures(figures: dict[str, Any]) -> str:
     if "PyTorch DataLoader" not in figures["readers"]:
         lines.append("PyTorch is not installed, so its DataLoader is not compared; pip install torch adds it")
     used = figures["settings"]
-    lines.append(
-        f"a step of {used['step_milliseconds']:g} ms with {used['step_batch_size']} clips and {used['num_workers']} worker"
-        f" processes waits for data {100 * figures['input_wait']:.1f} % of its time"
-    )
+    step = f"a step of {used['step_milliseconds']:g} ms with {used['step_batch_size']} clips"
+    share = 100 * figures["input_wait"]
+    lines.append(f"{step} and {used['num_workers']} worker processes waits for data {share:.1f} % of its time")
     return "\n".join(lines)
 
 
