@@ -1,5 +1,6 @@
 """Evaluation of a model on a split of a shard set."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,8 @@ def retrieval(
     check_storage(checkpoint, shards)
     check_shards(read_run(model_folder(checkpoint)), shards, split)
     model = load(checkpoint, batch_size=batch_size)
-    _log.info("evaluation: %s", describe_frames(frames_read(shards, split, model.config.num_frames)))
+    frames = _frames_read(shards, split, model.config.num_frames)
+    _log.info("evaluation: %s", _describe_frames(frames))
     batches = eval_batches(
         DataConfig(shards=str(shards), frame_shape=open_shards(shards, split).settings.frame_shape),
         split,
@@ -53,10 +55,10 @@ def retrieval(
         image_size=model.config.vision.image_size,
         shuffle_frames_seed=FRAME_SHUFFLE_SEED if shuffle_frames else None,
     )
-    return evaluate_retrieval(model.encoder, batches, k_test=k_test)
+    return dataclasses.replace(evaluate_retrieval(model.encoder, batches, k_test=k_test), frames=frames)
 
 
-def frames_read(shards: str | Path, split: str, num_frames: int) -> dict[str, Any]:
+def _frames_read(shards: str | Path, split: str, num_frames: int) -> dict[str, Any]:
     """Returns how evaluation gets the frames of a clip from a split, for the results file.
 
     Published figures are comparable only with frames stretched to a square and chosen exactly (docs/model.md section
@@ -79,8 +81,8 @@ def frames_read(shards: str | Path, split: str, num_frames: int) -> dict[str, An
     }
 
 
-def describe_frames(read: Mapping[str, Any]) -> str:
-    """Returns the line of `frames_read` for the log."""
+def _describe_frames(read: Mapping[str, Any]) -> str:
+    """Returns the line of `_frames_read` for the log."""
     quality = f" of quality {read['jpeg_quality']}" if read["jpeg_quality"] else ""
     kept, taken = read["num_kept_frames"], read["num_frames"]
     hint = "" if kept % taken == 0 else f"; a multiple of {taken} kept frames would give exactly those"

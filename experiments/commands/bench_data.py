@@ -5,7 +5,7 @@ from experiments.perf.bench.settings import DataSettings
 
 
 def bench_data(*, settings: DataSettings) -> Figures:
-    """Compare the training loader with decoding videos in the loop: clips a second on one core, and memory."""
+    """Compare the training loader with decoding videos in the loop, in speed and memory."""
     from experiments.perf.bench import data
 
     figures = data.bench_data(settings)

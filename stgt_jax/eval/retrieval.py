@@ -29,6 +29,7 @@ class RetrievalResult:
     captions: tuple[str, ...]  # C
     groups: tuple[str, ...]  # C; captions of the same group differ only in time order; empty for no group
     k_test: int  # number of candidates that were re-ranked for each query
+    frames: Mapping[str, Any] = field(default_factory=dict)  # how they were stored and chosen, for the results file
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -49,6 +50,7 @@ class RetrievalResult:
             "similarity": self.metrics,
             "reranked": self.reranked_metrics,
             "time_order": time_order_metrics(self),
+            **({"frames": dict(self.frames)} if self.frames else {}),
         }
 
 

@@ -399,3 +399,17 @@ def test_damaged_records_are_left_out_counted_and_named_up_to_a_limit(captions_c
 def test_frames_of_another_shape_are_refused(config):
     with pytest.raises(DataError, match=r"--data\.frame_shape keep_aspect"):
         train_loader(dataclasses.replace(config, frame_shape="stretch"), "train", 4, 0, **SIZES)
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing_in_a_mixture_of_captions(config, captions_config, tmp_path):
+    damaged = _damaged(captions_config, tmp_path / "damaged")
+    mixed = dataclasses.replace(damaged, epoch="captions", mix_shards=(config.shards,), max_bad_records=2)
+    expected = _take(mixed, 16)
+    with train_loader(dataclasses.replace(mixed, num_workers=2), "train", 4, 0, **SIZES) as loader:
+        _assert_same_batches(list(itertools.islice(loader, 9)), expected[:9])
+        state = loader.get_state()
+        loader.set_state(state)
+        batches = list(itertools.islice(loader, 7))
+        assert loader.num_bad_records > 0
+    _assert_same_batches(batches, expected[9:])

@@ -5,6 +5,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from processes import ROOT, environment
 from small_recipe import SMALL
 
 import stgt_jax as stgt
+from data_pipeline.build import build_shards
 from experiments.commands.main import main
 from experiments.recipe_fields import describe_fields
 from experiments.recipes import RECIPES, Recipe
@@ -55,7 +57,12 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         (["bnech", "step"], "unknown command 'bnech'; did you mean 'bench step'?"),
         (["x"], "unknown command 'x'; known: "),
         (["data", "mkae"], "unknown command 'data mkae'; did you mean 'data make'?"),
-        (["data"], "name a command: data make, data build; see `stgt --help`"),
+        (["data"], "name a command: data make, data build, data verify, data show; see `stgt --help`"),
+        (["data", "verify", "no/such"], "no shard set in 'no/such': build one with `stgt data build`"),
+        (["data", "show", "no/such", "--out", "x.html"], "no shard set in 'no/such'"),
+        ([*PRETRAIN, "--mix_weights", "1,2"], "data.mix_weights=(1.0, 2.0) must be a positive number for each"),
+        (["bench", "data", "--captions", "none.csv"], "no caption file 'none.csv'"),
+        (["bench", "data", "--repeats", "0"], "--repeats=0 must be greater than 0"),
         ([], "name a command: demo, data make, "),
         (["recipes", "--json=x"], "unknown option --json"),
         (["data", "make", "--out", "x", "--num-trian=3"], "unknown option --num-trian; did you mean '--num-train'?"),
@@ -224,7 +231,12 @@ def test_pretrain_then_eval(trained_run, shards, tmp_path, error_of, run_stgt):
 
     evaluate = ["eval", "retrieval", "--checkpoint", str(trained_run), "--shards", str(shards), "--k-test", "2"]
     assert run_stgt(*evaluate, "--json", scores).returncode == 0
-    assert json.loads(scores.read_text())["num_videos"] == 4
+    written = json.loads(scores.read_text())
+    assert written["num_videos"] == 4
+    assert written["frames"] == {
+        "frame_shape": "keep_aspect", "encoding": "jpeg", "jpeg_quality": 90, "chosen": "floor(i n / T)",
+        "num_frames": 2, "num_kept_frames": 4,
+    }  # fmt: skip
     assert "frames shuffled" in run_stgt(*evaluate, "--shuffle-frames").stdout
 
     train = ["pretrain", "moving_shapes_stage1", "--data.shards", str(shards), *SMALL]
@@ -234,3 +246,24 @@ def test_pretrain_then_eval(trained_run, shards, tmp_path, error_of, run_stgt):
     assert run_stgt(*again, "--resume").returncode == 0
     other = [*train, "--workdir", str(tmp_path / "other"), "--weights.initial", trained_run, "--embed_dim", "4"]
     assert "are of another model: model.embed_dim was 8, now 4" in error_of(*other)
+
+
+def test_verify_lists_what_is_wrong_and_ends_with_status_2(shards, tmp_path, capsys):
+    damaged = shutil.copytree(shards, tmp_path / "set")
+    file = next((damaged / "test").glob("*.array_record*"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert main(["data", "verify", str(damaged), "--num-workers", "0"]) == 2
+    out, err = capsys.readouterr()
+    assert "train: 16 videos, 16 captions, 0 questions, 0 problems" in out and file.name in out
+    assert re.search(r"stgt: error: '.*set' has \d+ problems, listed above", err)
+
+
+def test_shards_of_another_vocabulary_are_not_mixed(shards, tmp_path, error_of):
+    clips = shards.parent / "clips" / "test" / "captions.csv"
+    options = {"num_kept_frames": 4, "resize": 32, "max_text_length": 24, "num_workers": 0, "progress": False}
+    build_shards(clips, tmp_path / "set", split="train", **options)
+    train = ["pretrain", "moving_shapes_stage1", "--workdir", tmp_path / "run", "--data.shards", shards]
+    line = error_of(*train, "--data.mix_shards", tmp_path / "set")
+    assert line.startswith("data.mix_shards: ") and f"--vocab {shards}/vocab.txt" in line
