@@ -30,7 +30,7 @@ from data_pipeline.packets import (
     read_packets,
     read_segment,
 )
-from data_pipeline.picture import Stretcher, is_hdr, kept_size, resize_bicubic, upright
+from data_pipeline.picture import Stretcher, is_hdr, kept_size, lies_on_its_side, resize_bicubic, upright
 
 LONG_CLIP = 10_000  # frames; more are read by seeking to the kept ones
 TIME_LIMIT = 300.0  # seconds for reading one clip
@@ -151,8 +151,7 @@ class _Keeper:
         if self._options.shape == "stretch":
             return self._stretch(frame)
         image = upright(frame)
-        is_turned = image.shape[0] != frame.height
-        aspect = 1 / self._pixel_aspect if is_turned else self._pixel_aspect
+        aspect = 1 / self._pixel_aspect if lies_on_its_side(frame) else self._pixel_aspect
         # The size may change within a stream.
         self._size = self._size or kept_size(image.shape[0], image.shape[1], self._options.resize, pixel_aspect=aspect)
         return resize_bicubic(image, self._size)

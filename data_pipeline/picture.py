@@ -66,6 +66,12 @@ def display_matrix(frame: Any) -> np.ndarray | None:
     return np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2] / 65536
 
 
+def lies_on_its_side(frame: Any) -> bool:
+    """Whether a player shows the rows of the frame as columns."""
+    matrix = display_matrix(frame)
+    return matrix is not None and bool(abs(matrix[0, 1]) > abs(matrix[0, 0]))
+
+
 def turned(image: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     """Turns and mirrors an image [h, w, 3] as a player does; FFmpeg's `autorotate` is the reference.
 

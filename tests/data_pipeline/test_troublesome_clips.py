@@ -168,6 +168,22 @@ def test_frames_are_turned_and_mirrored_as_ffmpeg_does(tmp_path, name):
     assert square.shape == (32, 32, 3)
 
 
+def test_pixels_of_a_turned_square_frame_are_turned_too(tmp_path):
+    source = tmp_path / "square.mp4"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height = stream.width = 64
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+        container.mux(stream.encode(None))
+    assert decode_clip(source, FrameOptions(1, 32)).frames.shape == (1, 32, 64, 3)
+    for name, shape in (("a quarter", (1, 64, 32, 3)), ("a half", (1, 32, 64, 3))):
+        a, b, c, d = MATRICES[name]
+        path = with_matrix(source, tmp_path / "turned.mp4", (a, b, 0, c, d, 0, 0, 0, 1 << 30))
+        assert decode_clip(path, FrameOptions(1, 32)).frames.shape == shape
+
+
 def test_stretched_frames_are_those_of_ffmpegs_bilinear_scaler():
     for name in ("plain.mp4", "pixel_aspect_64_45.mp4"):
         clip = decode_clip(TROUBLESOME / name, FrameOptions(num_kept_frames=4, resize=56, shape="stretch"))
