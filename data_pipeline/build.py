@@ -32,7 +32,7 @@ from data_pipeline.config import Encoding, FrameShape
 from data_pipeline.decode import TIME_LIMIT, FrameOptions, decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.packets import ClipError
-from data_pipeline.processes import end_with_parent, ignore_stop_signals
+from data_pipeline.processes import start_worker
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, VideoRecord, hash_file, list_splits, write_split
 from data_pipeline.storage import local_path
 from data_pipeline.stored_frames import DEFAULT_JPEG_QUALITY, StoredFrames, encode_jpeg
@@ -340,11 +340,6 @@ def _try_read(root: Path, options: FrameOptions, jpeg_quality: int | None, video
     return _KeptFrames(stored, clip.frame_numbers, clip.num_frames, clip.is_hdr, clip.damage > 0)
 
 
-def _start_worker() -> None:
-    ignore_stop_signals()
-    end_with_parent()
-
-
 def _map_videos(
     read: Any, videos: Iterable[_Video], num_workers: int | None, num_videos: int
 ) -> Generator[tuple[_Video, Any]]:
@@ -357,7 +352,7 @@ def _map_videos(
     # Spawned: a forked child of a process with JAX or decoding threads can hang.
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(num_workers, num_videos), mp_context=context, initializer=_start_worker
+        min(num_workers, num_videos), mp_context=context, initializer=start_worker
     )
     pending: collections.deque[tuple[_Video, Any]] = collections.deque()
     try:

@@ -20,7 +20,7 @@ from data_pipeline.augment import crop_bicubic, rand_augment
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.order import BAD_RECORDS, ENDLESS, BadRecordError, CaptionOrder, Mixture, batch_shares
-from data_pipeline.processes import end_with_parent, ignore_stop_signals
+from data_pipeline.processes import start_worker
 from data_pipeline.sampling import nearest_frames, train_frames, wrong_time_order
 from data_pipeline.shards import ShardSource, VideoRecord, open_shards
 from data_pipeline.transforms import centre_crop, random_crop_box, random_flip, random_resized_crop
@@ -109,7 +109,7 @@ class TrainLoader:
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which only absl's own app.run parses
             flags.FLAGS(["stgt"])
         workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
-        return iter(remaining.mp_prefetch(workers, worker_init_fn=_init_worker))
+        return iter(remaining.mp_prefetch(workers, worker_init_fn=start_worker))
 
     def _count_bad_records(self, found: np.ndarray) -> None:
         """Counts and names the damaged records of a batch, int64 [B, n]. Raises DataError for too many."""
@@ -252,11 +252,6 @@ def example_clips(
 def num_videos(config: DataConfig, split: str) -> int:
     """Returns the number of videos in a split of the shard set."""
     return len(_open_split(config.shards, split))
-
-
-def _init_worker(index: int, count: int) -> None:
-    ignore_stop_signals()
-    end_with_parent()
 
 
 def _open_split(shards: str, split: str) -> ShardSource:

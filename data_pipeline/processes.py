@@ -1,4 +1,4 @@
-"""Worker processes that never outlive the process that started them."""
+"""Worker processes that end in good order: after their parent, and never before it."""
 
 import multiprocessing
 import os
@@ -6,25 +6,19 @@ import signal
 import threading
 
 
-def end_with_parent() -> None:
-    """Makes this worker process end when its parent ends, even if that is killed.
+def start_worker(*_: object) -> None:
+    """Prepares a worker process, as the function that a pool of processes calls first in each.
 
-    Else a worker would wait for ever to hand over its next result.
-    """
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def ignore_stop_signals() -> None:
-    """Makes this worker process ignore SIGTERM and SIGINT.
-
-    A scheduler sends the one, and Ctrl-C the other, to every process of a job; but the parent still needs results to
-    end in good order.
+    The worker ignores SIGTERM and SIGINT: a scheduler sends the one, and Ctrl-C the other, to every process of a job,
+    but the parent still needs results to end in good order. The worker ends when its parent ends, even if that is
+    killed; else it would wait for ever to hand over its next result.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_after_parent, daemon=True).start()
 
 
-def _wait_for_parent() -> None:
+def _end_after_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

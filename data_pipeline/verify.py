@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.processes import end_with_parent, ignore_stop_signals
+from data_pipeline.processes import start_worker
 from data_pipeline.shards import (
     VOCAB_NAME,
     ShardSettings,
@@ -121,7 +121,7 @@ def _check_all(source: ShardSource, caption_counts: np.ndarray | None, num_worke
         yield from map(check, starts)
         return
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker)
     try:
         ahead: collections.deque[concurrent.futures.Future[_Found]] = collections.deque()
         for start in starts:
@@ -132,11 +132,6 @@ def _check_all(source: ShardSource, caption_counts: np.ndarray | None, num_worke
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    ignore_stop_signals()
-    end_with_parent()
 
 
 def _check_records(source: ShardSource, caption_counts: np.ndarray | None, start: int) -> _Found:
