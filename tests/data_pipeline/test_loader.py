@@ -5,8 +5,10 @@ frames of which clips it holds.
 """
 
 import dataclasses
+import gc
 import itertools
 import multiprocessing
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -413,3 +415,19 @@ def test_worker_processes_change_nothing_in_a_mixture_of_captions(config, captio
         batches = list(itertools.islice(loader, 7))
         assert loader.num_bad_records > 0
     _assert_same_batches(batches, expected[9:])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory from /proc")
+@pytest.mark.parametrize("epoch", ["videos", "captions"])
+def test_memory_does_not_grow_with_the_records_read(config, epoch):
+    def megabytes() -> float:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    with train_loader(dataclasses.replace(config, epoch=epoch), "train", 22, 0, **SIZES) as loader:
+        list(itertools.islice(loader, 30))
+        before = megabytes()
+        for _ in itertools.islice(loader, 100):
+            pass
+        assert megabytes() - before < 3  # 2,200 records of 3.5 kB, of 100 epochs
