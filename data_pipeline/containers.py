@@ -205,11 +205,20 @@ def _broken_in_list(file: BinaryIO, at: int, end: int) -> int:
         if kind == b"LIST":
             at += 12  # a list of records: its chunks follow
         elif _is_chunk(kind) and at + 8 + length <= end + 1:
-            at += 8 + length + length % 2
+            at = _after_chunk(file, at + 8 + length, length)
         else:
             following = _next_chunk(file, at + 1, end)
             num_broken, at = num_broken + following - at, following
     return num_broken
+
+
+def _after_chunk(file: BinaryIO, at: int, length: int) -> int:
+    """Returns where the next chunk begins: at an even place, unless the writer left out the byte that makes it so."""
+    if length % 2:
+        file.seek(at)
+        names = file.read(5)
+        at += 0 if _is_chunk(names[:4]) and not _is_chunk(names[1:]) else 1
+    return at
 
 
 def _next_chunk(file: BinaryIO, at: int, end: int) -> int:

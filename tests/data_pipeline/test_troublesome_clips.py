@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from data_pipeline import decode
+from data_pipeline import containers, decode
 from data_pipeline.decode import FrameOptions, decode_clip
 from data_pipeline.packets import ClipError
 
@@ -232,6 +232,22 @@ def test_transport_stream_joined_of_parts_is_accepted(good, tmp_path, name):
     joined = tmp_path / "joined.ts"
     joined.write_bytes(good[name].read_bytes() * 3)
     assert decode_clip(joined, KEEP_8).num_frames == 3 * 48
+
+
+def test_avi_whose_writer_left_out_the_padding_is_accepted(good, tmp_path):
+    data = good["mpeg4.avi"].read_bytes()
+    start = data.index(b"movi") + 4
+    at, packed = start, data[:start]
+    while data[at : at + 4] == b"00dc":
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        packed += data[at : at + 8 + length]
+        at += 8 + length + length % 2
+    packed = packed[:4] + (len(packed) - 8).to_bytes(4, "little") + packed[8:]
+    packed = packed[: start - 8] + (len(packed) - start + 4).to_bytes(4, "little") + packed[start - 4 :]
+    assert len(packed) < at, "some chunks have an odd length"
+    (tmp_path / "a.avi").write_bytes(packed)
+    assert containers.broken_chunks(tmp_path / "a.avi") == 0
+    assert containers.missing_bytes(tmp_path / "a.avi") == 0
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "open_gop.mkv", "mpeg4.avi", "vp9.webm"])
