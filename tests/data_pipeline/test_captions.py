@@ -44,14 +44,25 @@ def test_json_row_without_a_caption_is_kept_with_an_empty_one(tmp_path):
         (
             "c.csv",
             'video,caption\na.mp4,ok\nb.mp4,"unclosed\nc.mp4,x\nd.mp4,y\n',
-            "line 3: a quote in the row .* line 3",
+            "line 3: the quote before 'unclosed' is not closed",
         ),
+        ("c.csv", 'video,caption\n\n\nb.mp4,"unclosed\nc.mp4,x\n', "line 4: the quote before 'unclosed'"),
+        ("c.csv", 'video,caption\n"a\n.mp4","unclosed\nc.mp4,x\n', "line 3: the quote before 'unclosed'"),
+        ("c.csv", 'video,caption\na.mp4,"unclosed\nb.mp4,x\nc.mp4,"y"\n', "line 2: the quote before 'unclosed'"),
+        ("c.csv", 'video,caption\na.mp4,"unclosed\n' + "b.mp4,x\n" * 20_000, "line 2: the quote before 'unclosed'"),
+        ("c.csv", "video,caption\n\n\nb.mp4,c, d\n", "line 4 .*more cells"),
         ("c.csv", 'video,caption\na.mp4,"x"y\n', "line 2: "),
         ("c.csv", "video,caption,start\na.mp4,x,soon\n", "row 1 .*start must be seconds"),
         ("c.json", '[{"video": "a", "caption": "x", "end": -1}]', "row 1 .*end must be seconds"),
         ("c.csv", "video,question\na.mp4,x\n", "lacks the column caption"),
         ("c.json", "[{", "bad JSON"),
         ("c.json", "[]", "no rows"),
+        ("c.json", '[{"video": "a", "caption": "x", "start": ' + "1" * 5000 + "}]", "bad JSON .*digits"),
+        (
+            "c.json",
+            r'[{"video": "a", "caption": "x\ud800"}]',
+            r"row 1 .*caption has half of a surrogate pair: 'x\\ud800'",
+        ),
         ("c.json", '{"video": "a"}', "list of objects"),
         ("c.json", '[{"video": "a"}]', "lacks the column caption"),
         ("c.json", '[{"video": "a", "caption": 3}]', "row 1 .*caption must be text, not 3"),
@@ -84,6 +95,28 @@ def test_text_that_is_not_utf8_is_named_by_line_and_byte(tmp_path, name, mark):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=rf"not UTF-8 text: line 5002, byte {data.index(b'caf') + 3} \(0xe9\)"):
         read_captions(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.json"])
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b"video,caption\na,b\nc,x\x00y\n", r"line 3, byte 21 \(0x00\)"),
+        ("video,caption\na,b\n".encode("utf-16-le"), r"line 1, byte 1 \(0x00\)"),
+        ("video,caption\na,b\n".encode("utf-16"), r"line 1, byte 0 \(0xff\)"),
+        (b"video,caption\ra,b\rc,\xe9\r", r"line 3, byte 20 \(0xe9\)"),
+    ],
+    ids=["NUL", "UTF-16 without a mark", "UTF-16", "lines that end in CR"],
+)
+def test_other_encodings_are_named_by_line_and_byte(tmp_path, name, data, place):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=rf"not UTF-8 text: {place}; save it as UTF-8"):
+        read_captions(tmp_path / name)
+
+
+def test_blank_lines_and_line_breaks_in_quotes_are_read(tmp_path):
+    rows = read_captions(write(tmp_path / "c.csv", '\n\nvideo,caption\r\n\r\na.mp4,"two\nlines"\n\nb.mp4\n'))
+    assert [(row.video, row.caption, row.number) for row in rows] == [("a.mp4", "two\nlines", 1), ("b.mp4", "", 2)]
 
 
 def test_lists_of_captions_and_answers_become_rows(tmp_path):
