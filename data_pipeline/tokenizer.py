@@ -46,20 +46,21 @@ def _by_frequency(counts: collections.Counter[str]) -> list[str]:
 
 
 def read_vocab(path: str | os.PathLike[str]) -> list[str]:
-    """Returns the tokens of a vocabulary file. A byte order mark, CRLF and blank lines at the end do no harm.
+    """Returns the tokens of a vocabulary file.
+
+    A byte order mark, CRLF, spaces at the ends of lines and blank lines at the end do no harm.
 
     Raises:
       DataError: no such file, or not a WordPiece vocabulary ([PAD] first, all special tokens, no token twice or empty).
     """
     try:
-        lines = (
-            epath.Path(path).read_text(encoding="utf-8").removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n \t")
-        )
+        text = epath.Path(path).read_text(encoding="utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"vocabulary '{path}' is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"vocabulary '{path}' cannot be read: {error.strerror}") from error
-    tokens = lines.split("\n")
+    # Only line feeds end lines: a token may be a character that `splitlines` cuts at, such as U+2028.
+    tokens = [line.rstrip(" \t") for line in text.rstrip("\n \t").split("\n")]
     missing = [token for token in SPECIAL_TOKENS if token not in tokens]
     if missing:
         raise DataError(f"'{path}' is not a BERT vocabulary; it lacks {', '.join(missing)}")

@@ -99,7 +99,21 @@ def test_bert_vocabulary_gives_bert_ids(tmp_path):
     np.testing.assert_array_equal(ids, [[101, 1037, 2417, 4418, 102, 0]])
 
 
-def test_empty_line_within_a_vocabulary_is_named(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a", "", "b"]) + "\n")
+@pytest.mark.parametrize("line", ["", "  ", "\t", "\r"])
+def test_blank_line_within_a_vocabulary_is_named(tmp_path, line):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a", line, "b"]) + "\n", newline="")
     with pytest.raises(DataError, match="line 7 is empty"):
         load_tokenizer(tmp_path / "vocab.txt")
+
+
+@pytest.mark.parametrize(
+    ("start", "end_of_line", "end"),
+    [("\ufeff", "\n", ""), ("", "\r\n", ""), ("", " \n", ""), ("", "\n", "\n \n\t\n"), ("\ufeff", "\r\n", "\r\n \r\n")],
+    ids=["byte order mark", "CRLF", "spaces behind tokens", "blank lines at the end", "all"],
+)
+def test_vocabulary_that_an_editor_saved_gives_the_same_ids(tmp_path, start, end_of_line, end):
+    tokens = [*SPECIAL_TOKENS, "a", "\u2028", "\x85", "b"]
+    text = start + "".join(f"{token}{end_of_line}" for token in tokens) + end
+    (tmp_path / "vocab.txt").write_text(text, encoding="utf-8", newline="")
+    vocab = load_tokenizer(tmp_path / "vocab.txt").get_vocab()
+    assert vocab == {token: index for index, token in enumerate(tokens)}
