@@ -32,7 +32,7 @@ from data_pipeline.config import Encoding, FrameShape
 from data_pipeline.decode import TIME_LIMIT, FrameOptions, decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.packets import ClipError
-from data_pipeline.processes import start_worker
+from data_pipeline.processes import call_until_stopped, no_signal_while_starting, start_stoppable_worker
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, VideoRecord, hash_file, list_splits, write_split
 from data_pipeline.storage import local_path
 from data_pipeline.stored_frames import DEFAULT_JPEG_QUALITY, StoredFrames, encode_jpeg
@@ -258,7 +258,7 @@ def _stopping_in_good_order() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @contextlib.contextmanager
@@ -351,13 +351,16 @@ def _map_videos(
         return
     # Spawned: a forked child of a process with JAX or decoding threads can hang.
     context = multiprocessing.get_context("spawn")
+    stop = context.Event()
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(num_workers, num_videos), mp_context=context, initializer=start_worker
+        min(num_workers, num_videos), mp_context=context, initializer=start_stoppable_worker, initargs=(stop,)
     )
     pending: collections.deque[tuple[_Video, Any]] = collections.deque()
     try:
         for video in videos:
-            pending.append((video, pool.submit(read, video)))
+            with no_signal_while_starting():  # the first submissions start the workers
+                future = pool.submit(call_until_stopped, read, video)
+            pending.append((video, future))
             if len(pending) > 4 * num_workers:
                 video, future = pending.popleft()
                 yield video, future.result()
@@ -368,6 +371,7 @@ def _map_videos(
             f"a decoding process died at or near '{video.name}': out of memory? try fewer workers"
         ) from error
     finally:
+        stop.set()  # a long video takes minutes, more than a scheduler waits before it kills what it has asked to stop
         pool.shutdown(cancel_futures=True)
 
 

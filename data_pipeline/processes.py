@@ -1,9 +1,18 @@
 """Worker processes that end in good order: after their parent, and never before it."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.synchronize import Event
+from typing import Any
+
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+_stop: Event | None = None  # of this worker
+_is_calling = False  # whether this worker is within `call_until_stopped`
 
 
 def start_worker(*_: object) -> None:
@@ -13,9 +22,61 @@ def start_worker(*_: object) -> None:
     but the parent still needs results to end in good order. The worker ends when its parent ends, even if that is
     killed; else it would wait for ever to hand over its next result.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_after_parent, daemon=True).start()
+
+
+def start_stoppable_worker(stop: Event) -> None:
+    """`start_worker` for a worker whose calls of `call_until_stopped` end as soon as the parent sets `stop`.
+
+    The worker itself goes on: if it were killed while it hands over a result, the parent would wait for the rest.
+    """
+    global _stop
+    _stop = stop
+    start_worker()
+    signal.signal(signal.SIGUSR1, _interrupt)
+    threading.Thread(target=_interrupt_when_stopped, daemon=True).start()
+
+
+def call_until_stopped(function: Callable[..., Any], *args: Any) -> Any:
+    """Returns `function(*args)`, called in a worker of `start_stoppable_worker`.
+
+    Raises:
+      KeyboardInterrupt: the parent has set `stop`.
+    """
+    global _is_calling
+    _is_calling = True  # before it asks: after that, the signal ends the call
+    try:
+        if _stop is not None and _stop.is_set():
+            raise KeyboardInterrupt
+        return function(*args)
+    finally:
+        _is_calling = False
+
+
+@contextlib.contextmanager
+def no_signal_while_starting() -> Iterator[None]:
+    """Holds back SIGTERM and SIGINT while worker processes are started inside.
+
+    Workers start with both blocked: else Ctrl-C, which goes to all processes of a terminal, ends one that has not got
+    to `start_worker` yet. In this process they take effect at the end: else a worker is left half started.
+    """
+    resource_tracker.ensure_running()  # `multiprocessing` starts it with the first worker, and lets all signals in then
+    held: list[int] = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # of this thread; others still take signals for it
+    handlers = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in _STOPS:
+                handlers[number] = signal.signal(number, lambda number, _: held.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: of another language
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for waiting in held:
+            signal.raise_signal(waiting)
 
 
 def _end_after_parent() -> None:
@@ -23,3 +84,14 @@ def _end_after_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _interrupt_when_stopped() -> None:
+    if _stop is not None:
+        _stop.wait()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def _interrupt(*_: object) -> None:
+    if _is_calling:
+        raise KeyboardInterrupt

@@ -1,14 +1,18 @@
 """Builds that are killed or run out of disk space: no worker is left, no folder, and no traceback."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 from clips import write_clip
+
+from data_pipeline.processes import call_until_stopped, start_stoppable_worker
 
 BUILD = """
 import resource, signal, sys
@@ -24,7 +28,10 @@ if __name__ == "__main__":
                            encoding="raw", num_workers=2 if not int(limit) else 0, progress=False)
     except DataError as error:
         sys.exit(f"one line: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 """
+ENDS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}  # exit statuses
 
 
 @pytest.fixture
@@ -42,7 +49,10 @@ def start(captions: Path, out: Path, limit: int = 0) -> subprocess.Popen:
     script.write_text(BUILD)
     command = [sys.executable, str(script), str(captions), str(out), str(limit)]
     here = Path(__file__).parents[2]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(here)})
+    # In a session of its own, so that a test can signal it and its workers alone, as a terminal does.
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(here)}, start_new_session=True
+    )
 
 
 def children(pid: int) -> list[int]:
@@ -76,10 +86,32 @@ def test_killed_build_leaves_no_worker_process(captions, tmp_path, number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert wait_for(lambda: not any(map(is_running, workers)))
+    assert process.returncode == ENDS[number]
     if number != signal.SIGKILL:
-        assert not (tmp_path / "set").exists()
-    if number == signal.SIGTERM:
-        assert process.returncode == 128 + signal.SIGTERM and not errors
+        assert not (tmp_path / "set").exists() and not errors
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_all_processes_while_workers_start_leaves_nothing(captions, tmp_path, number):
+    process = start(captions, tmp_path / "set")
+    assert wait_for(lambda: len(children(process.pid)) >= 2), "the resource tracker and the first worker"
+    workers = children(process.pid)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=30)
+    assert wait_for(lambda: not any(map(is_running, workers)))
+    assert process.returncode == ENDS[number] and not errors and not (tmp_path / "set").exists()
+
+
+def test_stop_ends_the_call_that_runs_and_refuses_the_next():
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(1, context, initializer=start_stoppable_worker, initargs=(stop,)) as pool:
+        assert pool.submit(call_until_stopped, abs, -1).result() == 1
+        calls = [pool.submit(call_until_stopped, time.sleep, 600) for _ in range(2)]
+        assert wait_for(calls[0].running)
+        stop.set()
+        assert all(isinstance(call.exception(timeout=30), KeyboardInterrupt) for call in calls)
 
 
 @pytest.mark.parametrize("limit", [4, 5000])  # bytes a file may have: the vocabulary does not fit, or the shards
