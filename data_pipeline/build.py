@@ -272,9 +272,12 @@ def _incomplete_folder(out: Path, split: str) -> Iterator[Path]:
     try:
         yield folder
         os.replace(folder / VOCAB_NAME, out / VOCAB_NAME)
+        replaced = out / f".{split}.replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
         if (out / split).exists():
-            shutil.rmtree(out / split)
+            (out / split).rename(replaced)  # deleting takes long, and a stop on the way would lose both
         folder.rename(out / split)
+        shutil.rmtree(replaced, ignore_errors=True)
     except DataError:
         raise
     except Exception as error:  # TFDS and ArrayRecord raise other types for a full disk

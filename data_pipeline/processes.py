@@ -1,6 +1,7 @@
 """Worker processes that end in good order: after their parent, and never before it."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,8 @@ _STOPS = (signal.SIGTERM, signal.SIGINT)
 _stop: Event | None = None  # of this worker
 _is_calling = False  # whether this worker is within `call_until_stopped`
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
 
 def start_worker(*_: object) -> None:
     """Prepares a worker process, as the function that a pool of processes calls first in each.
@@ -24,6 +27,7 @@ def start_worker(*_: object) -> None:
     """
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()
     threading.Thread(target=_end_after_parent, daemon=True).start()
 
 
@@ -77,6 +81,18 @@ def no_signal_while_starting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for waiting in held:
             signal.raise_signal(waiting)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc's malloc keep the memory of freed arrays for the next ones; elsewhere it does nothing.
+
+    By default an array of a clip's size is given back to the system and taken again, page by page, which costs the
+    loader a third of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _end_after_parent() -> None:

@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
+import re
 import resource
 import statistics
 import tempfile
@@ -29,6 +30,7 @@ from data_pipeline.build import build_shards
 from data_pipeline.captions import read_captions
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import train_loader
+from data_pipeline.processes import keep_freed_memory
 from data_pipeline.sampling import train_frames
 from data_pipeline.shards import open_shards
 from data_pipeline.transforms import random_crop_box, random_flip
@@ -171,6 +173,7 @@ def _measure(name: str, settings: DataSettings, folder: Path, videos: list[Path]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     cv2.setNumThreads(1)
+    keep_freed_memory()  # as the workers of the training loader do
     before = _peak_megabytes()
     with _reader(name, settings, folder, videos) as batches:
         next(batches)
@@ -182,7 +185,11 @@ def _measure(name: str, settings: DataSettings, folder: Path, videos: list[Path]
 
 
 def _peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+    """Returns the peak memory of this process; where /proc does not tell, that of the process it came from counts."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _reader(name: str, settings: DataSettings, folder: Path, videos: list[Path]) -> Any:
