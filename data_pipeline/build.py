@@ -32,7 +32,7 @@ from data_pipeline.config import Encoding, FrameShape
 from data_pipeline.decode import TIME_LIMIT, FrameOptions, decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.packets import ClipError
-from data_pipeline.processes import call_until_stopped, no_signal_while_starting, start_stoppable_worker
+from data_pipeline.processes import call_until_stopped, hold_signals, no_signal_while_starting, start_stoppable_worker
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, VideoRecord, hash_file, list_splits, write_split
 from data_pipeline.storage import local_path
 from data_pipeline.stored_frames import DEFAULT_JPEG_QUALITY, StoredFrames, encode_jpeg
@@ -264,19 +264,20 @@ def _stopping_in_good_order() -> Iterator[None]:
 @contextlib.contextmanager
 def _incomplete_folder(out: Path, split: str) -> Iterator[Path]:
     """Yields a hidden folder to build in. At the end it becomes `out/split`; after an error it is deleted."""
-    folder, is_new = out / f".{split}.incomplete", not out.exists()
+    folder, replaced, is_new = out / f".{split}.incomplete", out / f".{split}.replaced", not out.exists()
     try:
         lock = _claim(folder)
     except OSError as error:
         raise DataError(f"cannot write shard set '{out}': {error.strerror or error}") from error
     try:
         yield folder
-        os.replace(folder / VOCAB_NAME, out / VOCAB_NAME)
-        replaced = out / f".{split}.replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
         if (out / split).exists():
-            (out / split).rename(replaced)  # deleting takes long, and a stop on the way would lose both
-        folder.rename(out / split)
+            shutil.rmtree(replaced, ignore_errors=True)  # of a build that was stopped
+        with hold_signals():  # a stop leaves the old split or the new one
+            if (out / split).exists():
+                (out / split).rename(replaced)
+            folder.rename(out / split)
+            os.replace(out / split / VOCAB_NAME, out / VOCAB_NAME)
         shutil.rmtree(replaced, ignore_errors=True)
     except DataError:
         raise
@@ -286,6 +287,8 @@ def _incomplete_folder(out: Path, split: str) -> Iterator[Path]:
             raise DataError(f"cannot write shard set '{out}': {full or getattr(error, 'strerror', error)}") from error
         raise
     finally:
+        if replaced.exists() and not (out / split).exists():
+            replaced.rename(out / split)
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
         if is_new:

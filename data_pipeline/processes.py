@@ -61,12 +61,19 @@ def call_until_stopped(function: Callable[..., Any], *args: Any) -> Any:
 
 @contextlib.contextmanager
 def no_signal_while_starting() -> Iterator[None]:
-    """Holds back SIGTERM and SIGINT while worker processes are started inside.
+    """Holds back SIGTERM and SIGINT, as `hold_signals`, while worker processes are started inside.
 
     Workers start with both blocked: else Ctrl-C, which goes to all processes of a terminal, ends one that has not got
-    to `start_worker` yet. In this process they take effect at the end: else a worker is left half started.
+    to `start_worker` yet. This process does not leave one half started.
     """
     resource_tracker.ensure_running()  # `multiprocessing` starts it with the first worker, and lets all signals in then
+    with hold_signals():
+        yield
+
+
+@contextlib.contextmanager
+def hold_signals() -> Iterator[None]:
+    """Holds back SIGTERM and SIGINT inside: they take effect at the end."""
     held: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # of this thread; others still take signals for it
     handlers = {}

@@ -166,6 +166,13 @@ def test_unusable_clips_are_counted_and_listed_with_their_reasons(source, tmp_pa
     assert json.loads(json.dumps(report.to_dict()))["num_rejected"] == 7
 
 
+def test_clip_that_the_system_cannot_read_is_refused_and_the_build_goes_on(source, tmp_path):
+    write_captions(source / "long.csv", [("x" * 300 + ".mp4", "name too long"), ("b.mp4", "a ball")])
+    report = build_shards(source / "long.csv", tmp_path / "set", **OPTIONS)
+    assert (report.num_written, report.num_rejected) == (1, 1)
+    assert "File name too long" in (tmp_path / "set" / "train" / build.REJECTED_NAME).read_text()
+
+
 def test_nothing_usable_is_an_error_and_leaves_nothing(source, tmp_path):
     with pytest.raises(DataError, match=r"no usable video in .*broken.csv.*7 rows: .*1 not a video"):
         build_shards(source / "broken.csv", tmp_path / "set", **OPTIONS)

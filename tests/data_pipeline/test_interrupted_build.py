@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 from clips import write_clip
 
+from data_pipeline.build import build_shards
 from data_pipeline.processes import call_until_stopped, start_stoppable_worker
+from data_pipeline.shards import open_shards
 
 BUILD = """
 import resource, signal, sys
@@ -101,6 +104,28 @@ def test_signal_to_all_processes_while_workers_start_leaves_nothing(captions, tm
     _, errors = process.communicate(timeout=30)
     assert wait_for(lambda: not any(map(is_running, workers)))
     assert process.returncode == ENDS[number] and not errors and not (tmp_path / "set").exists()
+
+
+def test_stop_while_an_old_split_is_removed_leaves_a_whole_one(tmp_path, monkeypatch):
+    write_clip(tmp_path / "a.mp4", 8, height=32, width=32)
+    (tmp_path / "captions.csv").write_text("video,caption\na.mp4,a ball\n")
+    options = {"num_kept_frames": 4, "resize": 32, "max_text_length": 8, "num_workers": 0, "progress": False}
+    build_shards(tmp_path / "captions.csv", tmp_path / "set", split="train", **options)
+    remove = shutil.rmtree
+
+    def stopped(path, **options):
+        for shard in path.glob("*.array_record*"):
+            shard.unlink()
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(tmp_path / "captions.csv", tmp_path / "set", split="train", overwrite=True, **options)
+    monkeypatch.undo()
+    assert len(open_shards(tmp_path / "set", "train")) == 1
+    build_shards(tmp_path / "captions.csv", tmp_path / "set", split="train", overwrite=True, **options)
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["train", "vocab.txt"]
 
 
 def test_stop_ends_the_call_that_runs_and_refuses_the_next():
