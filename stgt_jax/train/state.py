@@ -61,22 +61,22 @@ def init_params(model: STGT, rng: jax.Array) -> Any:
 
 @functools.cache
 def param_shapes(model: STGT) -> Any:
-    """FrameShape and dtype of every parameter. Cached: a run needs them often, and tracing the model takes seconds."""
+    """Shape and dtype of every parameter. Cached: a run needs them often, and tracing the model takes seconds."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def state_shapes(model: STGT, config: TrainConfig) -> TrainState:
-    """FrameShape and dtype of the whole state."""
+    """Shape and dtype of the whole state."""
     return jax.eval_shape(lambda params: _new_state(model, config, params), param_shapes(model))
 
 
 def abstract_params(model: STGT, mesh: Mesh) -> Any:
-    """FrameShape, dtype and layout on `mesh` of every parameter: a tree of `jax.ShapeDtypeStruct`."""
+    """Shape, dtype and layout on `mesh` of every parameter: a tree of `jax.ShapeDtypeStruct`."""
     return _with_shardings(param_shapes(model), mesh)
 
 
 def abstract_state(model: STGT, config: TrainConfig, mesh: Mesh) -> TrainState:
-    """FrameShape, dtype and layout on `mesh` of the whole state: a tree of `jax.ShapeDtypeStruct`."""
+    """Shape, dtype and layout on `mesh` of the whole state: a tree of `jax.ShapeDtypeStruct`."""
     return _with_shardings(state_shapes(model, config), mesh)
 
 

@@ -130,7 +130,7 @@ def refusal(message: str) -> str:
     used = next(filter(None, (re.search(form, message) for form in forms)), None)
     if not used:
         return f"the TPU's compiler refuses the step: {message.splitlines()[0]}"
-    largest = re.search(r"Size: ([\d.]+\w?)\n(?:\s+Operator: op_name=\"([^\"]*)\".*\n)?\s+FrameShape: (\S+)", message)
+    largest = re.search(r"Size: ([\d.]+\w?)\n(?:\s+Operator: op_name=\"([^\"]*)\".*\n)?\s+Shape: (\S+)", message)
     hint = f"; its largest array is {largest[3].partition('{')[0]} of {largest[1]}" if largest else ""
     source = f" ({shorten(largest[2], 80)})" if largest and largest[2] else ""
     return f"does not fit: the step needs {used[1]} of the {used[2]} of memory of a device{hint}{source}; {ADVICE}"
