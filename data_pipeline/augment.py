@@ -32,23 +32,19 @@ def rand_augment(rng: np.random.Generator, video: np.ndarray) -> np.ndarray:
     """Applies two different random operations to a clip, uint8 [T, h, w, 3]; the sign is drawn for each frame."""
     frames = list(video)
     for name in rng.choice(list(OPERATIONS), NUM_OPERATIONS, replace=False):
-        if rng.random() >= PROBABILITY:
-            continue
-        if OPERATIONS[name] is _unchanged:
+        if rng.random() >= PROBABILITY or OPERATIONS[name] is _unchanged:
             continue
         signs = np.where(rng.random(len(video)) < 0.5, -1.0, 1.0)
         frames = [OPERATIONS[name](frame, sign) for frame, sign in zip(frames, signs, strict=True)]
     return np.stack(frames)
 
 
-def _unchanged(frame: Frame, sign: float) -> Frame:
-    del sign
+def _unchanged(frame: Frame, _sign: float) -> Frame:
     return frame
 
 
-def _auto_contrast(frame: Frame, sign: float) -> Frame:
+def _auto_contrast(frame: Frame, _sign: float) -> Frame:
     """Stretches the range of each channel to 0 to 255, as Pillow's ImageOps.autocontrast does, but faster."""
-    del sign
     return cv2.merge([cv2.LUT(channel, _contrast_table(channel)) for channel in cv2.split(frame)])
 
 
@@ -61,9 +57,8 @@ def _contrast_table(channel: np.ndarray) -> np.ndarray:
     return np.clip(_LEVELS * scale - low * scale, 0, 255).astype(np.uint8)
 
 
-def _equalize(frame: Frame, sign: float) -> Frame:
+def _equalize(frame: Frame, _sign: float) -> Frame:
     """Makes all levels of each channel equally frequent, as Pillow's ImageOps.equalize does, but faster."""
-    del sign
     return cv2.merge([cv2.LUT(channel, _equal_table(channel)) for channel in cv2.split(frame)])
 
 

@@ -28,14 +28,20 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
 from data_pipeline.captions import CaptionRow, read_captions
-from data_pipeline.config import Encoding, FrameShape
-from data_pipeline.decode import TIME_LIMIT, FrameOptions, decode_clip
+from data_pipeline.config import CLIP_TIME_LIMIT, DEFAULT_JPEG_QUALITY, Encoding, FrameShape
+from data_pipeline.decode import FrameOptions, decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.packets import ClipError
-from data_pipeline.processes import call_until_stopped, hold_signals, no_signal_while_starting, start_stoppable_worker
+from data_pipeline.processes import (
+    ahead,
+    call_until_stopped,
+    hold_signals,
+    no_signal_while_starting,
+    start_stoppable_worker,
+)
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, VideoRecord, hash_file, list_splits, write_split
 from data_pipeline.storage import local_path
-from data_pipeline.stored_frames import DEFAULT_JPEG_QUALITY, StoredFrames, encode_jpeg
+from data_pipeline.stored_frames import StoredFrames, encode_jpeg
 from data_pipeline.tokenizer import copy_vocab, encode, load_tokenizer, num_tokens, train_vocab, vocab_size
 
 REJECTED_NAME = "rejected.jsonl"
@@ -104,6 +110,7 @@ class _Video:
     end: float | None
     group: str
     rows: tuple[CaptionRow, ...]
+    caption_lengths: tuple[int, ...] = ()  # tokens of the caption of each row, [CLS] and [SEP] included
     empty_rows: tuple[tuple[CaptionRow, str], ...] = ()  # left out, each with the reason
 
     @property
@@ -138,7 +145,7 @@ def build_shards(
     encoding: Encoding = "jpeg",
     jpeg_quality: int = DEFAULT_JPEG_QUALITY,
     max_damage: float = 0.0,
-    time_limit: float = TIME_LIMIT,
+    time_limit: float = CLIP_TIME_LIMIT,
     num_workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -169,9 +176,15 @@ def build_shards(
     """
     start, captions, out = time.perf_counter(), local_path(captions), local_path(out)
     _check_split_name(split)
-    least = {"num_kept_frames": (num_kept_frames, 1), "resize": (resize, 1), "max_text_length": (max_text_length, 3)}
-    _check_range(**least, num_workers=(num_workers or 0, 0), jpeg_quality=(jpeg_quality, 1, 100))
-    _check_range(max_damage=(max_damage, 0, 1), time_limit=(time_limit, 0))
+    _check_range(
+        num_kept_frames=(num_kept_frames, 1),
+        resize=(resize, 1),
+        max_text_length=(max_text_length, 3),
+        num_workers=(num_workers or 0, 0),
+        jpeg_quality=(jpeg_quality, 1, 100),
+        max_damage=(max_damage, 0, 1),
+        time_limit=(time_limit, 0),
+    )
     rows = read_captions(captions)
     videos = _group_rows(captions, rows)
     if (out / split).exists() and not overwrite:
@@ -361,21 +374,20 @@ def _map_videos(
     pool = concurrent.futures.ProcessPoolExecutor(
         min(num_workers, num_videos), mp_context=context, initializer=start_stoppable_worker, initargs=(stop,)
     )
-    pending: collections.deque[tuple[_Video, Any]] = collections.deque()
+    latest = ""  # the video last submitted or waited for
+
+    def submit(video: _Video) -> tuple[_Video, concurrent.futures.Future[Any]]:
+        nonlocal latest
+        latest = video.name
+        with no_signal_while_starting():  # the first submissions start the workers
+            return video, pool.submit(call_until_stopped, read, video)
+
     try:
-        for video in videos:
-            with no_signal_while_starting():  # the first submissions start the workers
-                future = pool.submit(call_until_stopped, read, video)
-            pending.append((video, future))
-            if len(pending) > 4 * num_workers:
-                video, future = pending.popleft()
-                yield video, future.result()
-        for video, future in pending:
+        for video, future in ahead(map(submit, videos), 4 * num_workers):
+            latest = video.name
             yield video, future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise DataError(
-            f"a decoding process died at or near '{video.name}': out of memory? try fewer workers"
-        ) from error
+        raise DataError(f"a decoding process died at or near '{latest}': out of memory? try fewer workers") from error
     finally:
         stop.set()  # a long video takes minutes, more than a scheduler waits before it kills what it has asked to stop
         pool.shutdown(cancel_futures=True)
@@ -396,8 +408,9 @@ class _Rejects:
 
 
 def _without_empty_rows(video: _Video, tokenizer: BertWordPieceTokenizer) -> _Video:
-    """Returns the video with the rows that say something and those that do not, sorted."""
-    kept, empty, lengths = [], [], num_tokens(tokenizer, [row.caption for row in video.rows])
+    """Returns the video with the rows that hold a text and, apart from them, those that do not."""
+    kept, kept_lengths, empty = [], [], []
+    lengths = num_tokens(tokenizer, [row.caption for row in video.rows])
     for row, length in zip(video.rows, lengths, strict=True):
         if not row.video:
             empty.append((row, "no video named"))
@@ -405,9 +418,10 @@ def _without_empty_rows(video: _Video, tokenizer: BertWordPieceTokenizer) -> _Vi
             empty.append((row, "question without an answer"))
         elif length > 2 or (row.question and not row.caption):  # more than [CLS] and [SEP]
             kept.append(row)
+            kept_lengths.append(length)
         else:
             empty.append((row, "empty caption: no token in it" if row.caption else "empty caption"))
-    return dataclasses.replace(video, rows=tuple(kept), empty_rows=tuple(empty))
+    return dataclasses.replace(video, rows=tuple(kept), caption_lengths=tuple(kept_lengths), empty_rows=tuple(empty))
 
 
 def _records(
@@ -429,7 +443,7 @@ def _records(
         asked = [row for row in video.rows if row.question]
         input_ids, attention_mask = encode(tokenizer, captions, settings.max_text_length)
         tally.num_written += len(video.rows)
-        tally.num_truncated_captions += sum(n > settings.max_text_length for n in num_tokens(tokenizer, captions))
+        tally.num_truncated_captions += sum(n > settings.max_text_length for n in video.caption_lengths)
         tally.num_hdr_videos += kept.is_hdr
         tally.num_damaged_videos += kept.is_damaged
         yield VideoRecord(

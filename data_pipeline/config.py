@@ -7,6 +7,8 @@ from stgt_jax.checks import check, check_choices, check_not_negative
 
 FrameShape = Literal["keep_aspect", "stretch"]  # of stored frames: as the video shows them, or square
 Encoding = Literal["jpeg", "raw"]  # of stored frames
+DEFAULT_JPEG_QUALITY = 90  # 1 to 100
+CLIP_TIME_LIMIT = 300.0  # seconds for reading one video
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from etils import epath
 from tokenizers import BertWordPieceTokenizer
 
 from data_pipeline.config import DataConfig
@@ -37,12 +38,9 @@ def write_contact_sheet(
     Raises:
       DataError: the shard set does not exist or does not fit the options, or a record is damaged.
     """
-    examples = example_clips(config, split, count, seed, num_frames=num_frames, image_size=image_size)
-    sections = []
-    tokenizer: BertWordPieceTokenizer | None = None
-    for record, example, frames in examples:
-        tokenizer = tokenizer or load_tokenizer(Path(config.shards) / VOCAB_NAME)
-        sections.append(_section(record, example, frames, tokenizer))
+    examples = list(example_clips(config, split, count, seed, num_frames=num_frames, image_size=image_size))
+    tokenizer = load_tokenizer(epath.Path(config.shards) / VOCAB_NAME)
+    sections = [_section(*example, tokenizer) for example in examples]
     title = html.escape(f"{config.shards}, split {split}: {len(sections)} random records")
     page = (
         f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"

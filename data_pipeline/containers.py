@@ -94,11 +94,11 @@ def damaged_clusters(path: Path) -> int:
     return num_damaged
 
 
-def lost_transport_packets(path: Path, program: int) -> int | None:
-    """Returns how often packets of the stream with the id `program` are missing; None if it is no transport stream.
+def lost_transport_packets(path: Path, pid: int) -> int:
+    """Returns how often packets with the identifier `pid` are missing in an MPEG transport stream.
 
-    Where parts of a stream are joined the counters start anew. There a table of programs (PAT) stands first and
-    the packet begins a new frame, so such places do not count.
+    Where parts of a stream are joined the counters start anew. There a program association table (PAT) stands first
+    and the packet begins a new frame, so such places do not count.
 
     Raises:
       OSError: the file cannot be read.
@@ -106,10 +106,10 @@ def lost_transport_packets(path: Path, program: int) -> int | None:
     with path.open("rb") as file:
         layout = _packet_layout(file.read(204 * (_CHECKED_PACKETS + 1)))
         if layout is None:
-            return None
+            return 0  # none of the known sizes of a packet
         offset, stride = layout
         file.seek(offset)
-        scan, num_lost = _ContinuityScan(program), 0
+        scan, num_lost = _ContinuityScan(pid), 0
         while data := file.read(stride * _PACKETS_AT_A_TIME):
             num_packets = len(data) // stride
             packets = np.frombuffer(data, np.uint8, num_packets * stride).reshape(num_packets, stride)
@@ -251,8 +251,8 @@ def _packet_layout(head: bytes) -> tuple[int, int] | None:
 class _ContinuityScan:
     """Counts the breaks in the counter of one stream, in one block of packets after the other."""
 
-    def __init__(self, program: int) -> None:
-        self._program = program
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
         self._num_packets = 0
         self._counter, self._position, self._last_table = -1, -1, -1
 
@@ -264,7 +264,7 @@ class _ContinuityScan:
         tables = np.concatenate([[self._last_table], positions[ids == 0]])
         self._last_table = int(tables[-1])
         is_valid = packets[:, 0] == _SYNC_BYTE
-        is_ours = is_valid & (ids == self._program)
+        is_ours = is_valid & (ids == self._pid)
         # Where bytes are missing all following packets are shifted, and count as one.
         num_shifts = np.sum(np.diff(is_valid, prepend=True) & ~is_valid)
         num_lost = int(num_shifts + np.sum(is_ours & (packets[:, 1] & 0x80 > 0)))  # marked as wrong

@@ -1,8 +1,8 @@
 """Video files to frames, with PyAV: K frames kept uniformly over the clip, or over a segment of it.
 
 The number of frames in the header is missing or wrong in many files, so the packets are read first, without decoding.
-A clip of up to `LONG_CLIP` frames is then decoded from begin to end. Of a longer one, and of a segment, only what leads
-to the kept frames is decoded. Either way only the kept frames are held in memory.
+A clip of up to `LONG_CLIP` frames is then decoded from beginning to end. Of a longer one, and of a segment, only what
+leads to the kept frames is decoded. Either way only the kept frames are held in memory.
 
 A clip is refused where the decoder or the demuxer reports damage, or where the file is shorter than its container says.
 Frames at the start that cannot be decoded because their key frame is missing are no damage: players skip them as well.
@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from data_pipeline import containers
-from data_pipeline.config import FrameShape
+from data_pipeline.config import CLIP_TIME_LIMIT, FrameShape
 from data_pipeline.packets import (
     ClipError,
     Damage,
@@ -31,9 +31,9 @@ from data_pipeline.packets import (
     read_segment,
 )
 from data_pipeline.picture import Stretcher, is_hdr, kept_size, lies_on_its_side, resize_bicubic, upright
+from data_pipeline.sampling import uniform_frames
 
 LONG_CLIP = 10_000  # frames; more are read by seeking to the kept ones
-TIME_LIMIT = 300.0  # seconds for reading one clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FrameOptions:
     resize: int  # pixels: the short side, or both sides
     shape: FrameShape = "keep_aspect"
     max_damage: float = 0.0  # share of a clip that may be damaged or missing
-    time_limit: float = TIME_LIMIT  # seconds
+    time_limit: float = CLIP_TIME_LIMIT  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +58,6 @@ class Clip:
     is_hdr: bool = False
 
 
-def kept_indices(num_frames: int, num_kept: int) -> np.ndarray:
-    """Returns int [K]: floor(i * n / K). A clip of n < K frames gives all of them, the last one repeated."""
-    if num_frames < num_kept:
-        return np.minimum(np.arange(num_kept), num_frames - 1)
-    return np.arange(num_kept) * num_frames // num_kept
-
-
 def decode_clip(
     path: str | Path, options: FrameOptions, *, start: float | None = None, end: float | None = None
 ) -> Clip:
@@ -73,7 +66,7 @@ def decode_clip(
     Args:
       path: the file.
       options: which frames to keep, and how.
-      start: begin of a segment, seconds after the first frame; by default the begin of the clip.
+      start: of a segment, seconds after the first frame; by default the start of the clip.
       end: end of the segment, likewise; by default that of the clip. The numbers of frames count from the segment's
         first.
 
@@ -115,12 +108,12 @@ def _missing_share(session: Session) -> float:
 
 def _decode_whole(session: Session, options: FrameOptions, packets: Packets) -> Clip:
     num_packets, num_kept = len(packets.times), options.num_kept_frames
-    indices = kept_indices(num_packets, num_kept)
+    indices = uniform_frames(num_packets, num_kept)
     decoded = _decode_all(session, options, packets.stream, indices)
     if decoded.num_frames == 0:
         raise ClipError("damaged: no frame can be decoded")
     if decoded.num_frames != num_packets:  # codecs with hidden or merged packets; no key frame at the start
-        indices = kept_indices(decoded.num_frames, num_kept)
+        indices = uniform_frames(decoded.num_frames, num_kept)
         decoded = _decode_all(session, options, packets.stream, indices)
     pictures = np.stack([decoded.pictures[index] for index in indices.tolist()])
     return Clip(pictures, indices.astype(np.int32), decoded.num_frames, decoded.damage, decoded.is_hdr)
@@ -170,11 +163,13 @@ def _decode_all(session: Session, options: FrameOptions, index: int, indices: np
                 decoded.num_frames += 1
             num_packets += 1
             damage.note(packet, is_damaged, decoded.num_frames)
-        is_transport_stream, program = container.format.name == "mpegts", stream.id
-    num_lost = (containers.lost_transport_packets(session.path, program) or 0) if is_transport_stream else 0
+        is_transport_stream, pid = container.format.name == "mpegts", stream.id
+    num_lost = containers.lost_transport_packets(session.path, pid) if is_transport_stream else 0
     num_damaged = max(damage.num_damaged + num_lost, containers.damaged_clusters(session.path))
     decoded.damage, decoded.is_hdr = min(1.0, num_damaged / max(num_packets, 1)), keeper.is_hdr
-    session.check_damage(f"damaged: {damage.first or 'a part of the file is missing or changed'}", decoded.damage)
+    session.check_damage(
+        f"damaged: {damage.first_report or 'a part of the file is missing or changed'}", decoded.damage
+    )
     return decoded
 
 
@@ -194,7 +189,7 @@ def _decode(stream: Any, packet: Any) -> tuple[list[Any], bool]:
 def _decode_by_seeking(session: Session, options: FrameOptions, packets: Packets, times: np.ndarray) -> Clip:
     """Decodes from the key frame before each kept frame on; `times` [n] are those of the clip's frames, in order."""
     session.check_damage("damaged: its container", packets.num_damaged / len(packets.times))
-    indices = kept_indices(len(times), options.num_kept_frames)
+    indices = uniform_frames(len(times), options.num_kept_frames)
     wanted = np.unique(times[indices])
     keys = np.stack([packets.times, packets.decode_times], -1)  # [n, 2]
     keys = keys[packets.is_key] if packets.is_key.any() else keys[:1]
@@ -206,7 +201,7 @@ def _decode_by_seeking(session: Session, options: FrameOptions, packets: Packets
         for key in np.unique(key_of):  # frames that need the same key frame are decoded in one go
             pictures |= run.decode(keys[: max(key, 0) + 1], wanted[key_of == key])
     share = min(1.0, damage.num_damaged / max(run.num_packets, 1))
-    session.check_damage(f"damaged: {damage.first}", share)
+    session.check_damage(f"damaged: {damage.first_report}", share)
     if num_lost := len(wanted) - len(pictures):
         raise ClipError(f"damaged: {num_lost} of the {len(wanted)} frames to keep cannot be decoded")
     kept = np.stack([pictures[time] for time in times[indices].tolist()])

@@ -342,6 +342,9 @@ def _train_clip(
 ) -> dict[str, np.ndarray]:
     """Returns the frames and the token ids of `example`: number, record and, maybe, which caption."""
     index, record, *chosen = example
+    num_captions = len(record.captions)
+    if not num_captions:
+        raise BadRecordError(f"{source.place(index)} has no caption; rebuild the split from rows with captions", index)
     num_available = min(record.num_frames, len(record.frames))
     frames = train_frames(rng, config.train_frame_sampling, num_available, num_frames)
     video = _decoded(source, index, record, frames)
@@ -352,9 +355,6 @@ def _train_clip(
         video = crop_bicubic(video, random_crop_box(rng, height, width, config.crop_scale), image_size)
     if config.flip:
         video = random_flip(rng, video)
-    num_captions = len(record.captions)
-    if not num_captions:
-        raise BadRecordError(f"{source.place(index)} has no caption; rebuild the split from rows with captions", index)
     # Nothing is drawn for the only caption, and so a clip of one caption looks the same in both kinds of epoch.
     caption = chosen[0] if chosen else int(rng.integers(num_captions)) if num_captions > 1 else 0
     if config.rand_augment:

@@ -1,4 +1,4 @@
-"""The order of training examples: which video and which caption each batch takes, for ever and by position alone.
+"""The order of training examples: the video and the caption at every position, without end.
 
 No batch holds a video twice. An example depends on its position and the seed only, so a run can be resumed anywhere.
 """
@@ -128,8 +128,8 @@ def _into_batches(rows: np.ndarray, batch_size: int) -> np.ndarray:
 class Mixture:
     """Examples of several data sets, as batch after batch: the first `shares[0]` of each batch from the first set, ...
 
-    A damaged record is left out, and the example at the same place of a later batch stands in, which this batch does
-    not hold. What was left out is told with the example, so that it can be counted.
+    A damaged record is left out, and the example at the same place of a later batch takes its place; this batch does
+    not hold it yet. The numbers of the records left out come with the example, so that they can be counted.
 
     Args:
       parts: data sets of examples by position, each a dict of arrays; a damaged one raises BadRecordError.

@@ -21,8 +21,9 @@ from data_pipeline.errors import DataError
 
 # A title that is not UTF-8 must not make the clip unreadable. PyAV 19 ignores such titles and has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
-# Errors to FFmpeg that leave every picture as it is: a frame is to be forgotten that was not read, as after seeking.
+# FFmpeg's errors that are no damage: the stream drops a reference frame that was never decoded, as after seeking.
 _HARMLESS = ("mmco: unref short failure",)
+_Row = tuple[int, int, bool]  # of a packet: presentation time, decoding time, whether it is a key frame
 _SEGMENT_MARGIN = 2.0  # seconds read beyond a segment: packets are not in the order in which they are shown
 
 
@@ -81,7 +82,7 @@ class Damage:
         self._session = session
         self.restart()
         self.num_damaged = len(at_opening)
-        self.first = at_opening[0] if at_opening else ""
+        self.first_report = at_opening[0] if at_opening else ""
 
     def restart(self) -> None:
         """Begins anew at another place of the file."""
@@ -98,7 +99,7 @@ class Damage:
         reports = self._session.take_reports()
         if (is_damaged or reports) and (self._starts_without_key or not is_leading):
             self.num_damaged += 1
-            self.first = self.first or (reports[0] if reports else "a part is marked as damaged")
+            self.first_report = self.first_report or (reports[0] if reports else "a part is marked as damaged")
         self._starts_without_key |= self._first_key is None and num_frames > 0  # some decoders start anywhere
 
 
@@ -156,21 +157,24 @@ def read_packets(session: Session) -> Packets:
     """Reads all packets without decoding, and chooses the video stream."""
     with opened(session) as (container, _, damage):
         candidates = _video_streams(session, container)
-        times: dict[int, list[int]] = {stream.index: [] for stream in candidates}
-        decode_times: dict[int, list[int]] = {stream.index: [] for stream in candidates}
-        keys: dict[int, list[bool]] = {stream.index: [] for stream in candidates}
+        rows: dict[int, list[_Row]] = {stream.index: [] for stream in candidates}
         for packet in demux(session, container, candidates):
             damage.note(packet, False, 0)
             if packet.size and not packet.is_discard:
-                times[packet.stream_index].append(_first_known(packet.pts, packet.dts))
-                decode_times[packet.stream_index].append(_first_known(packet.dts, packet.pts))
-                keys[packet.stream_index].append(packet.is_keyframe)
-        index = _choose_stream(candidates, {index: len(of_stream) for index, of_stream in times.items()})
-    if not times[index]:
+                rows[packet.stream_index].append(_row(packet))
+        index = _choose_stream(candidates, {index: len(of_stream) for index, of_stream in rows.items()})
+    if not rows[index]:
         raise ClipError("truncated: it holds no frames")
-    return Packets(
-        index, np.array(times[index]), np.array(decode_times[index]), np.array(keys[index]), damage.num_damaged
-    )
+    return _to_packets(index, rows[index], damage)
+
+
+def _row(packet: Any) -> _Row:
+    return _first_known(packet.pts, packet.dts), _first_known(packet.dts, packet.pts), packet.is_keyframe
+
+
+def _to_packets(index: int, rows: list[_Row], damage: Damage) -> Packets:
+    times, decode_times, is_key = np.array(rows, np.int64).reshape(-1, 3).T
+    return Packets(index, times, decode_times, is_key.astype(bool), damage.num_damaged)
 
 
 def _first_known(*times: int | None) -> int:
@@ -239,17 +243,14 @@ def read_segment(session: Session, start: float, end: float) -> tuple[Packets, n
         tick, origin = float(stream.time_base), stream.start_time or 0
         if start > _SEGMENT_MARGIN:
             container.seek(origin + int((start - _SEGMENT_MARGIN) / tick), stream=stream, backward=True)
-        times, decode_times, keys = [], [], []
+        rows: list[_Row] = []
         for packet in demux(session, container, [stream]):
             damage.note(packet, False, 0)
             if packet.size and not packet.is_discard and packet.pts is not None:
-                times.append(packet.pts)
-                decode_times.append(_first_known(packet.dts, packet.pts))
-                keys.append(packet.is_keyframe)
+                rows.append(_row(packet))
             if packet.dts is not None and (packet.dts - origin) * tick > end + _SEGMENT_MARGIN:
                 break
-    columns = np.array(times, np.int64), np.array(decode_times, np.int64), np.array(keys, bool)
-    packets = Packets(index, *columns, damage.num_damaged)
+    packets = _to_packets(index, rows, damage)
     seconds = (packets.times - origin) * tick
     half = tick / 2  # so that a frame at the very start belongs to the segment in spite of rounding
     inside = np.sort(packets.times[(seconds > start - half) & (seconds < end - half)])

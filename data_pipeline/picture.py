@@ -4,7 +4,6 @@ Two shapes are known. `keep_aspect` resizes the short side, bicubic and antialia
 picture square with FFmpeg's bilinear scaler, as the original's decoder does, to the bit (docs/model.md section 6).
 """
 
-import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -40,16 +39,12 @@ class Stretcher:
 
 def _scaling_graph(frame: Any, size: int) -> Any:
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1))
-    steps = [
-        source,
+    graph.link_nodes(
+        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1)),
         graph.add("scale", f"{size}:{size}:flags=bilinear"),
         graph.add("format", "rgb24"),
         graph.add("buffersink"),
-    ]
-    for step, following in itertools.pairwise(steps):
-        step.link_to(following)
-    graph.configure()
+    ).configure()
     return graph
 
 

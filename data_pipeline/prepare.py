@@ -4,7 +4,6 @@ The clip of a file is exactly what `build_shards` and `eval_batches` make of it.
 that shards keep of it, T of those that the model takes.
 """
 
-import collections
 import concurrent.futures
 import os
 from collections.abc import Iterable, Iterator
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.config import FrameShape
-from data_pipeline.decode import FrameOptions, decode_clip, kept_indices
+from data_pipeline.decode import FrameOptions, decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.packets import ClipError
 from data_pipeline.picture import resize_short_side, stretch_array
+from data_pipeline.processes import ahead
 from data_pipeline.sampling import nearest_frames, uniform_frames
 from data_pipeline.transforms import centre_crop
 
@@ -50,14 +50,10 @@ class ClipReader:
         """Yields the clip of each video, in order. Threads read a few videos ahead. Raises what `read` raises."""
         num_threads = min(8, os.cpu_count() or 1)
         pool = concurrent.futures.ThreadPoolExecutor(num_threads)
-        ahead: collections.deque[concurrent.futures.Future[np.ndarray]] = collections.deque()
+        submitted = (pool.submit(self.read, video, index) for index, video in enumerate(videos))
         try:
-            for index, video in enumerate(videos):
-                ahead.append(pool.submit(self.read, video, index))
-                if len(ahead) > 4 * num_threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            for future in ahead(submitted, 4 * num_threads):
+                yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -79,7 +75,7 @@ class ClipReader:
         _check_frames(frames, index)
         num_frames, height, width, _ = frames.shape
         if num_frames > self.num_frames:
-            kept = kept_indices(num_frames, self.num_kept_frames)
+            kept = uniform_frames(num_frames, self.num_kept_frames)
             frames = frames[kept[nearest_frames(kept, num_frames, self.num_frames)]]
         else:
             frames = frames[uniform_frames(num_frames, self.num_frames)]

@@ -1,16 +1,18 @@
 """Worker processes that end in good order: after their parent, and never before it."""
 
+import collections
 import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.synchronize import Event
-from typing import Any
+from typing import Any, TypeVar
 
+_Item = TypeVar("_Item")
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _stop: Event | None = None  # of this worker
 _is_calling = False  # whether this worker is within `call_until_stopped`
@@ -88,6 +90,19 @@ def hold_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for waiting in held:
             signal.raise_signal(waiting)
+
+
+def ahead(items: Iterable[_Item], count: int) -> Iterator[_Item]:
+    """Yields the items in their order, but takes `count` more before it yields one.
+
+    Where taking an item submits work to a pool, as many results are computed ahead, and no more are in memory.
+    """
+    taken: collections.deque[_Item] = collections.deque()
+    for item in items:
+        taken.append(item)
+        if len(taken) > count:
+            yield taken.popleft()
+    yield from taken
 
 
 def keep_freed_memory() -> None:

@@ -213,9 +213,7 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
             f"shard set '{folder}' has records of version {schema}, and this is for version {SCHEMA}; build it again"
             " with `stgt data build` and --overwrite"
         )
-    present = {
-        path.name for path in folder.iterdir()
-    }  # one listing, as asking for each file in a bucket would take long
+    present = {path.name for path in folder.iterdir()}  # one listing: in a bucket, each question takes long
     for name, described in files.items():
         path, size = folder / name, described["bytes"]
         if name not in present:
@@ -254,16 +252,12 @@ class ShardSource:
             raise DataError(f"shard set '{self._folder}' has {num_records} records, not {manifest['num_videos']}")
         self.num_captions: int = manifest["num_captions"]
         self.records_sha256: str = manifest["records_sha256"]
-
-    def file_hashes(self) -> dict[epath.Path, str]:
-        """Returns the SHA-256, in hexadecimal, that each file of the split had when it was built."""
-        files = json.loads((self._folder / MANIFEST_NAME).read_text())["files"]
-        return {self._folder / name: described["sha256"] for name, described in files.items()}
+        # The SHA-256, in hexadecimal, that each file of the split had when it was built.
+        self.file_hashes = {self._folder / name: described["sha256"] for name, described in manifest["files"].items()}
 
     def unknown_files(self) -> list[epath.Path]:
         """Returns the shard files that do not belong to the split's build."""
-        known = self.file_hashes()
-        return sorted(path for path in self._folder.iterdir() if _is_shard(path.name) and path not in known)
+        return sorted(path for path in self._folder.iterdir() if _is_shard(path.name) and path not in self.file_hashes)
 
     @property
     def vocab(self) -> bytes:

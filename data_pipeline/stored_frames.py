@@ -13,8 +13,6 @@ import numpy as np
 
 from data_pipeline.config import Encoding
 
-DEFAULT_JPEG_QUALITY = 90
-
 
 def encode_jpeg(frames: np.ndarray, quality: int) -> list[bytes]:
     """Encodes uint8 [K, h, w, 3] RGB as K JPEG files; `quality` is 1 to 100."""

@@ -1,10 +1,9 @@
 """Checks a shard set: every file against its checksum, and every record against what it must hold."""
 
-import collections
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
+import itertools
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.processes import start_worker
+from data_pipeline.processes import ahead, start_worker
 from data_pipeline.shards import (
     VOCAB_NAME,
     ShardSettings,
@@ -83,7 +82,7 @@ def _verify_split(shards: str | Path, split: str, num_workers: int | None, progr
         return SplitReport(split, 0, 0, 0, (str(error),))
     problems = [
         f"'{path}' does not have the checksum of the build: it was damaged, or is of another build"
-        for path, expected in source.file_hashes().items()
+        for path, expected in source.file_hashes.items()
         if hash_file(path) != expected
     ]
     problems += [f"'{path}' does not belong to the build of this split: remove it" for path in source.unknown_files()]
@@ -115,50 +114,73 @@ def _verify_split(shards: str | Path, split: str, num_workers: int | None, progr
 def _check_all(source: ShardSource, caption_counts: np.ndarray | None, num_workers: int | None) -> Iterator[_Found]:
     """Yields what is found in one stretch of records after the other."""
     starts = range(0, len(source), _RECORDS_AT_A_TIME)
-    check = functools.partial(_check_records, source, caption_counts)
+    counts = (None if caption_counts is None else caption_counts[at : at + _RECORDS_AT_A_TIME] for at in starts)
     num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
     if num_workers == 0 or len(starts) == 1:
-        yield from map(check, starts)
+        yield from map(_Checker(source).check, starts, counts)
         return
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=_start_checking, initargs=(source,)
+    )
     try:
-        ahead: collections.deque[concurrent.futures.Future[_Found]] = collections.deque()
-        for start in starts:
-            ahead.append(pool.submit(check, start))
-            if len(ahead) > 2 * num_workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        for future in ahead(map(pool.submit, itertools.repeat(_check_in_worker), starts, counts), 2 * num_workers):
+            yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _check_records(source: ShardSource, caption_counts: np.ndarray | None, start: int) -> _Found:
-    found, tokenizer = _Found(), load_tokenizer(source.shards / VOCAB_NAME)
-    for index in range(start, min(start + _RECORDS_AT_A_TIME, len(source))):
-        try:
-            record = source[index]
-        except DataError as error:
-            found.problems.append(str(error))
-            found.id_hashes.append(index)  # of no other record
-            continue
-        place = source.place(index)
-        found.num_captions += len(record.captions)
-        found.num_questions += len(record.questions)
-        found.hashes += hash_record(record)
-        found.id_hashes.append(int.from_bytes(hashlib.sha256(record.video_id.encode()).digest()[:8], "little"))
-        wrong = [*_wrong_frames(record, source.settings), *_wrong_texts(record)]
-        if not wrong:
-            ids, mask = encode(tokenizer, record.captions, source.settings.max_text_length)
+class _Checker:
+    """Checks records of a split."""
+
+    def __init__(self, source: ShardSource) -> None:
+        self._source, self._tokenizer = source, load_tokenizer(source.shards / VOCAB_NAME)
+
+    def check(self, start: int, caption_counts: np.ndarray | None) -> _Found:
+        """Checks the records from `start` on that a worker takes at a time, with their expected numbers of captions."""
+        found = _Found()
+        for index in range(start, min(start + _RECORDS_AT_A_TIME, len(self._source))):
+            try:
+                record = self._source[index]
+            except DataError as error:
+                found.problems.append(str(error))
+                found.id_hashes.append(index)  # of no other record
+                continue
+            found.num_captions += len(record.captions)
+            found.num_questions += len(record.questions)
+            found.hashes += hash_record(record)
+            found.id_hashes.append(int.from_bytes(hashlib.sha256(record.video_id.encode()).digest()[:8], "little"))
+            place = f"{self._source.place(index)} ({record.video_id})"
+            expected = len(record.captions) if caption_counts is None else caption_counts[index - start]
+            found.problems += [f"{place}: {what}" for what in self._problems(record, expected)]
+            if len(set(record.captions)) < len(record.captions):
+                found.remarks.append(f"{place}: a caption occurs twice")
+        return found
+
+    def _problems(self, record: VideoRecord, num_captions: int) -> list[str]:
+        settings = self._source.settings
+        problems = [*_wrong_frames(record, settings), *_wrong_texts(record)]
+        if not problems:
+            ids, mask = encode(self._tokenizer, record.captions, settings.max_text_length)
             if not (np.array_equal(ids, record.input_ids) and np.array_equal(mask, record.attention_mask)):
-                wrong.append("its token ids are not those of its captions in this vocabulary")
-        if caption_counts is not None and len(record.captions) != caption_counts[index]:
-            wrong.append(f"it has {len(record.captions)} captions, and caption_counts.npy says {caption_counts[index]}")
-        found.problems += [f"{place} ({record.video_id}): {what}" for what in wrong]
-        if len(set(record.captions)) < len(record.captions):
-            found.remarks.append(f"{place} ({record.video_id}): a caption occurs twice")
-    return found
+                problems.append("its token ids are not those of its captions in this vocabulary")
+        if len(record.captions) != num_captions:
+            problems.append(f"it has {len(record.captions)} captions, and caption_counts.npy says {num_captions}")
+        return problems
+
+
+_checker: _Checker | None = None  # of this worker, which opens the split once
+
+
+def _start_checking(source: ShardSource) -> None:
+    global _checker
+    start_worker()
+    _checker = _Checker(source)
+
+
+def _check_in_worker(start: int, caption_counts: np.ndarray | None) -> _Found:
+    assert _checker is not None
+    return _checker.check(start, caption_counts)
 
 
 def _wrong_frames(record: VideoRecord, settings: ShardSettings) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
-from data_pipeline.shards import open_shards
+from data_pipeline.shards import ShardSettings, open_shards
 from stgt_jax.api import load
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, evaluate_retrieval
@@ -43,12 +43,12 @@ def retrieval(
       STGTError: the checkpoint or the shards do not exist, or do not fit each other (`check_shards`).
     """
     check_storage(checkpoint, shards)
-    check_shards(read_run(model_folder(checkpoint)), shards, split)
+    settings = check_shards(read_run(model_folder(checkpoint)), shards, split)
     model = load(checkpoint, batch_size=batch_size)
-    frames = _frames_read(shards, split, model.config.num_frames)
+    frames = _frames_read(settings, model.config.num_frames)
     _log.info("evaluation: %s", _describe_frames(frames))
     batches = eval_batches(
-        DataConfig(shards=str(shards), frame_shape=open_shards(shards, split).settings.frame_shape),
+        DataConfig(shards=str(shards), frame_shape=settings.frame_shape),
         split,
         batch_size,
         num_frames=model.config.num_frames,
@@ -58,18 +58,12 @@ def retrieval(
     return dataclasses.replace(evaluate_retrieval(model.encoder, batches, k_test=k_test), frames=frames)
 
 
-def _frames_read(shards: str | Path, split: str, num_frames: int) -> dict[str, Any]:
-    """Returns how evaluation gets the frames of a clip from a split, for the results file.
+def _frames_read(settings: ShardSettings, num_frames: int) -> dict[str, Any]:
+    """Returns how evaluation gets the T = `num_frames` frames of a clip, for the results file.
 
     Published figures are comparable only with frames stretched to a square and chosen exactly (docs/model.md section
     6.3).
-
-    Args:
-      shards: folder of a shard set.
-      split: of the shard set.
-      num_frames: T.
     """
-    settings = open_shards(shards, split).settings
     is_exact = settings.num_kept_frames % num_frames == 0
     return {
         "frame_shape": settings.frame_shape,
@@ -91,8 +85,10 @@ def _describe_frames(read: Mapping[str, Any]) -> str:
     )
 
 
-def check_shards(run: Run, shards: str | Path, split: str) -> None:
-    """Checks that a split fits the model of a run, and logs a warning if its frames were prepared in another way.
+def check_shards(run: Run, shards: str | Path, split: str) -> ShardSettings:
+    """Checks that a split fits the model of a run, and returns its settings.
+
+    It logs a warning if the frames have another size, or if another number of them was kept.
 
     Raises:
       STGTError: the split does not exist, or has another vocabulary or longer captions than the model.
@@ -117,3 +113,4 @@ def check_shards(run: Run, shards: str | Path, split: str) -> None:
                 "warning: '%s' was built with %s=%s, the training shards with %s=%s; this may lower the scores",
                 shards, option, given, option, trained,
             )  # fmt: skip
+    return settings

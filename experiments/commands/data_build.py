@@ -1,6 +1,6 @@
 """`stgt data build`."""
 
-from data_pipeline.config import Encoding, FrameShape
+from data_pipeline.config import CLIP_TIME_LIMIT, DEFAULT_JPEG_QUALITY, Encoding, FrameShape
 from experiments.commands.values import Figures, Folder
 
 
@@ -16,9 +16,9 @@ def data_build(
     resize: int = 256,  # short side of the kept frames, in pixels; of stretched ones both sides
     frame_shape: FrameShape = "keep_aspect",  # stretch makes frames square, as the original does
     encoding: Encoding = "jpeg",  # of the kept frames; raw loses nothing and takes ten times the bytes
-    jpeg_quality: int = 90,  # 1 to 100
+    jpeg_quality: int = DEFAULT_JPEG_QUALITY,  # 1 to 100
     max_damage: float = 0.0,  # share of a video, 0 to 1, that may be damaged or missing
-    time_limit: float = 300.0,  # seconds for reading one video
+    time_limit: float = CLIP_TIME_LIMIT,  # seconds for reading one video
     max_text_length: int = 32,  # tokens of a caption, including [CLS] and [SEP]; longer captions are cut
     overwrite: bool = False,  # replace the split if it exists
 ) -> Figures:

@@ -6,8 +6,9 @@ import pytest
 from clips import frame_level
 
 from data_pipeline import decode
-from data_pipeline.decode import FrameOptions, kept_indices
+from data_pipeline.decode import FrameOptions
 from data_pipeline.packets import ClipError
+from data_pipeline.sampling import uniform_frames
 
 
 def decode_clip(path, num_kept_frames, resize):
@@ -25,11 +26,11 @@ def cut(path, keep):
     return path
 
 
-def test_kept_indices_are_uniform_and_repeat_the_last_frame_of_short_clips():
-    np.testing.assert_array_equal(kept_indices(24, 4), [0, 6, 12, 18])
-    np.testing.assert_array_equal(kept_indices(7, 4), [0, 1, 3, 5])
-    np.testing.assert_array_equal(kept_indices(3, 5), [0, 1, 2, 2, 2])
-    np.testing.assert_array_equal(kept_indices(1, 2), [0, 0])
+def test_kept_frames_are_uniform_and_repeat_the_last_frame_of_short_clips():
+    np.testing.assert_array_equal(uniform_frames(24, 4), [0, 6, 12, 18])
+    np.testing.assert_array_equal(uniform_frames(7, 4), [0, 1, 3, 5])
+    np.testing.assert_array_equal(uniform_frames(3, 5), [0, 1, 2, 2, 2])
+    np.testing.assert_array_equal(uniform_frames(1, 2), [0, 0])
 
 
 @pytest.mark.parametrize(

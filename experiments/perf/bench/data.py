@@ -5,6 +5,7 @@ functions. Each runs in a process of its own on one CPU core, in turns, so that 
 all of them.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -28,20 +29,22 @@ from PIL import Image
 from data_pipeline.augment import crop_bicubic, rand_augment
 from data_pipeline.build import build_shards
 from data_pipeline.captions import read_captions
-from data_pipeline.config import DataConfig
+from data_pipeline.config import Encoding
 from data_pipeline.loader import train_loader
 from data_pipeline.processes import keep_freed_memory
 from data_pipeline.sampling import train_frames
 from data_pipeline.shards import open_shards
 from data_pipeline.transforms import random_crop_box, random_flip
 from experiments.perf.bench.settings import DataSettings
+from experiments.recipes import get_recipe
 from stgt_jax.errors import STGTError
 
 NUM_KEPT_FRAMES = 24
 SECONDS, FRAME_RATE, HEIGHT, WIDTH = 15, 30, 336, 596  # of the videos that are made
 NUM_MADE, NUM_NAMES = 4, 64  # videos that are made; names under which they stand in the caption file
-DATA = DataConfig(frame_shape="stretch", crop_filter="bicubic", rand_augment=True, num_workers=0)
-OURS, PEERS = ("shards, JPEG", "shards, raw"), ("PyAV and swscale", "PyAV and Pillow", "PyTorch DataLoader")
+DATA = dataclasses.replace(get_recipe("paper_stage1").data, num_workers=0)
+OURS: dict[str, Encoding] = {"shards, JPEG": "jpeg", "shards, raw": "raw"}  # name -> encoding
+PEERS = ("PyAV and swscale", "PyAV and Pillow", "PyTorch DataLoader")
 
 
 def bench_data(settings: DataSettings) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def bench_data(settings: DataSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         captions = Path(settings.captions) if settings.captions else _make_videos(Path(folder))
         videos = [captions.parent / row.video for row in read_captions(captions)]
-        for encoding in ("jpeg", "raw"):
+        for encoding in OURS.values():
             build_shards(
                 captions, Path(folder, encoding), split="train", num_kept_frames=NUM_KEPT_FRAMES,
                 resize=settings.image_size, frame_shape="stretch", encoding=encoding, max_text_length=32,
@@ -65,7 +68,7 @@ def bench_data(settings: DataSettings) -> dict[str, Any]:
         for _, name in itertools.product(range(settings.repeats), names):
             runs[name].append(_in_a_process(name, settings, Path(folder), videos))
         wait = _input_wait(settings, Path(folder))
-        sizes = {"shards, JPEG": _record_bytes(Path(folder, "jpeg")), "shards, raw": _record_bytes(Path(folder, "raw"))}
+        sizes = {name: _record_bytes(Path(folder, encoding)) for name, encoding in OURS.items()}
         file_bytes = statistics.mean(os.path.getsize(video) for video in videos if video.exists())
     rows = {
         name: {
@@ -194,25 +197,13 @@ def _peak_megabytes() -> float:
 
 def _reader(name: str, settings: DataSettings, folder: Path, videos: list[Path]) -> Any:
     if name in OURS:
-        config = dataclasses.replace(DATA, shards=str(folder / ("jpeg" if name.endswith("JPEG") else "raw")))
+        config = dataclasses.replace(DATA, shards=str(folder / OURS[name]))
         sizes = {"num_frames": settings.num_frames, "image_size": settings.image_size}
         return train_loader(config, "train", settings.batch_size, 0, **sizes)
     if name == "PyTorch DataLoader":
         return _torch_loader(settings, videos)
-    return _Closing(_decoding_loop(settings, videos, _swscale if name == "PyAV and swscale" else _pillow))
-
-
-class _Closing:
-    """An iterator as a context manager."""
-
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self._iterator = iterator
-
-    def __enter__(self) -> Iterator[Any]:
-        return self._iterator
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    resize = _swscale if name == "PyAV and swscale" else _pillow
+    return contextlib.nullcontext(_decoding_loop(settings, videos, resize))
 
 
 def _decoding_loop(
@@ -263,4 +254,4 @@ def _torch_loader(settings: DataSettings, videos: list[Path]) -> Any:
             return {"video": _decoded_clip(settings, videos[index], rng, _swscale)}
 
     loader = torch.utils.data.DataLoader(Videos(), batch_size=settings.batch_size, shuffle=True, drop_last=True)
-    return _Closing(itertools.chain.from_iterable(itertools.repeat(loader)))
+    return contextlib.nullcontext(itertools.chain.from_iterable(itertools.repeat(loader)))
