@@ -38,10 +38,12 @@ from data_pipeline.transforms import random_crop_box, random_flip
 from experiments.perf.bench.settings import DataSettings
 from experiments.recipes import get_recipe
 from stgt_jax.errors import STGTError
+from stgt_jax.train.performance import StepTimer
 
 NUM_KEPT_FRAMES = 24
 SECONDS, FRAME_RATE, HEIGHT, WIDTH = 15, 30, 336, 596  # of the videos that are made
 NUM_MADE, NUM_NAMES = 4, 64  # videos that are made; names under which they stand in the caption file
+NUM_FIRST_STEPS = 3  # simulated steps that do not count, as the workers start
 DATA = dataclasses.replace(get_recipe("paper_stage1").data, num_workers=0)
 OURS: dict[str, Encoding] = {"shards, JPEG": "jpeg", "shards, raw": "raw"}  # name -> encoding
 PEERS = ("PyAV and swscale", "PyAV and Pillow", "PyTorch DataLoader")
@@ -102,21 +104,40 @@ def format_figures(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@dataclasses.dataclass(frozen=True)
+class _SimulatedStep:
+    """Stands for the arrays of a train step that the devices complete at a given time."""
+
+    done_at: float  # seconds of the monotonic clock
+
+    def block_until_ready(self) -> None:
+        time.sleep(max(0.0, self.done_at - time.monotonic()))
+
+
 def _input_wait(settings: DataSettings, folder: Path) -> float:
-    """Returns the share of the time that a train step of a given length waits for its batch from JPEG shards."""
+    """Returns the share of the time that a train step of a given length waits for its batch from JPEG shards.
+
+    As in training, the loop takes a batch while the devices compute the step before, and runs ahead of them by one.
+    """
     config = dataclasses.replace(DATA, shards=str(folder / "jpeg"), num_workers=settings.num_workers)
     sizes = {"num_frames": settings.num_frames, "image_size": settings.image_size}
-    step, waited = settings.step_milliseconds / 1000, 0.0
-    with train_loader(config, "train", settings.step_batch_size, 0, **sizes) as batches:
-        for _ in range(3):  # the workers start
-            next(batches)
-        num_steps = max(5, round(settings.repeats * settings.seconds / step))
-        for _ in range(num_steps):
-            time.sleep(step)
-            start = time.perf_counter()
-            next(batches)
-            waited += time.perf_counter() - start
-    return waited / (waited + num_steps * step)
+    seconds = settings.step_milliseconds / 1000
+    num_steps = max(5, round(settings.repeats * settings.seconds / seconds))
+    running = _SimulatedStep(0.0)
+    with train_loader(config, "train", settings.step_batch_size, 0, **sizes) as batches, StepTimer() as timer:
+        for number in range(NUM_FIRST_STEPS + num_steps):
+            with timer.waiting_for_input():
+                next(batches)
+            step = _SimulatedStep(max(running.done_at, time.monotonic()) + seconds)
+            timer.step_started(step)
+            if number:
+                running.block_until_ready()
+                timer.step_completed()
+            if number == NUM_FIRST_STEPS:
+                timer.take_window()
+            running = step
+    window = timer.take_window()
+    return window.input_seconds / window.seconds
 
 
 def _make_videos(folder: Path) -> Path:
