@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -45,6 +46,7 @@ from data_pipeline.stored_frames import StoredFrames, encode_jpeg
 from data_pipeline.tokenizer import copy_vocab, encode, load_tokenizer, num_tokens, train_vocab, vocab_size
 
 REJECTED_NAME = "rejected.jsonl"
+_HASHED_BYTES = 1 << 20
 _DISK_IS_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
@@ -116,15 +118,21 @@ class _Video:
     @property
     def id(self) -> str:
         """The name; of a segment with a media fragment, as in web addresses."""
+        return self.name + self.segment
+
+    @property
+    def segment(self) -> str:
+        """The media fragment, empty for a whole video."""
         if self.start is None and self.end is None:
-            return self.name
-        return f"{self.name}#t={self.start or 0:g}" + ("" if self.end is None else f",{self.end:g}")
+            return ""
+        return f"#t={self.start or 0:g}" + ("" if self.end is None else f",{self.end:g}")
 
 
 @dataclasses.dataclass(frozen=True)
 class _KeptFrames:
     """What a worker process makes of a video."""
 
+    video_key: int
     stored: Any  # as in StoredFrames
     frame_numbers: np.ndarray
     num_frames: int
@@ -353,10 +361,24 @@ def _try_read(root: Path, options: FrameOptions, jpeg_quality: int | None, video
         return "no row is left"
     try:
         clip = decode_clip(root / video.name, options, start=video.start, end=video.end)
+        key = _video_key(root / video.name, video.segment)
     except ClipError as error:
         return str(error)
+    except OSError as error:
+        return f"not readable: {error.strerror or error}"
     stored = clip.frames if jpeg_quality is None else encode_jpeg(clip.frames, jpeg_quality)
-    return _KeptFrames(stored, clip.frame_numbers, clip.num_frames, clip.is_hdr, clip.damage > 0)
+    return _KeptFrames(key, stored, clip.frame_numbers, clip.num_frames, clip.is_hdr, clip.damage > 0)
+
+
+def _video_key(path: Path, segment: str) -> int:
+    """Returns `VideoRecord.video_key`, from the size and three parts of the file: a film has several GB."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest = hashlib.sha256(f"{size} {segment}".encode())
+        for start in (0, max(0, size - _HASHED_BYTES) // 2, max(0, size - _HASHED_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_HASHED_BYTES))
+    return int.from_bytes(digest.digest()[:8], "little") >> 1
 
 
 def _map_videos(
@@ -448,6 +470,7 @@ def _records(
         tally.num_damaged_videos += kept.is_damaged
         yield VideoRecord(
             video_id=video.id,
+            video_key=kept.video_key,
             group=video.group,
             frames=StoredFrames(kept.stored, settings.encoding),
             frame_numbers=kept.frame_numbers,

@@ -9,7 +9,7 @@ frames, K frames that the shards keep, S text length, C captions.
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -19,7 +19,16 @@ from absl import flags
 from data_pipeline.augment import crop_bicubic, rand_augment
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.order import BAD_RECORDS, ENDLESS, BadRecordError, CaptionOrder, Mixture, batch_shares
+from data_pipeline.order import (
+    BAD_RECORDS,
+    ENDLESS,
+    BadRecordError,
+    CaptionOrder,
+    Mixture,
+    MixturePart,
+    batch_shares,
+    common_videos,
+)
 from data_pipeline.processes import start_worker
 from data_pipeline.sampling import nearest_frames, train_frames, wrong_time_order
 from data_pipeline.shards import ShardSource, VideoRecord, open_shards
@@ -166,6 +175,10 @@ def train_loader(
     sources = [_open(config, shards, split, num_frames, image_size) for shards in config.shard_sets]
     global_batch = batch_size * process_count
     shares = batch_shares(global_batch, config.mix_weights or [len(source) for source in sources])
+    indices = [source.index() for source in sources]
+    videos = common_videos([index["video_key"] for index in indices])
+    if num_common := len(np.unique(np.concatenate(videos)[np.concatenate(videos) >= 0])):
+        _log.info("%d videos are in more than one of the shard sets; no batch takes one twice", num_common)
     parts = []
     for at, (source, share) in enumerate(zip(sources, shares, strict=True)):
         if not 0 < share <= len(source):
@@ -174,10 +187,13 @@ def train_loader(
                 f" data.shards='{source.shards}'; give a smaller --batch_size, or build shards of more videos"
             )
         # The seeds of grain's epochs follow each other, so those of another shard set are far away.
-        parts.append(_examples(config, source, share, (seed + 0x9E3779B1 * at) % (1 << 32), num_frames, image_size))
+        set_seed = (seed + 0x9E3779B1 * at) % (1 << 32)
+        counts = indices[at]["num_captions"]
+        examples, record = _examples(config, source, counts, share, set_seed, num_frames, image_size)
+        parts.append(MixturePart(examples, record, videos[at], share))
     # Batches are assigned to processes after the shuffle and the crops: the global batch i has the same clips, in the
     # same order and with the same crops, for any number of processes.
-    mixture = Mixture(parts, shares, skips_bad=config.max_bad_records > 0)
+    mixture = Mixture(parts, skips_bad=config.max_bad_records > 0)
     batches = grain.MapDataset.source(mixture).batch(batch_size)[process_index::process_count]
     num_examples = [len(source) if config.epoch == "videos" else source.num_captions for source in sources]
     identity = {"split": split, "num_examples": num_examples[0], "global_batch_size": global_batch, "seed": seed}
@@ -316,20 +332,32 @@ class _CaptionSource:
 
 
 def _examples(
-    config: DataConfig, source: ShardSource, share: int, seed: int, num_frames: int, image_size: int
-) -> grain.MapDataset:
-    """Returns the training examples of one shard set by position, without end; a batch takes `share` in a row."""
+    config: DataConfig,
+    source: ShardSource,
+    caption_counts: np.ndarray,
+    share: int,
+    seed: int,
+    num_frames: int,
+    image_size: int,
+) -> tuple[grain.MapDataset, Callable[[int], int]]:
+    """Returns the training examples of one shard set by position, without end, and the record at a position.
+
+    A batch takes `share` examples in a row.
+    """
     clip = functools.partial(_train_clip, config, source, num_frames, image_size)
     if config.epoch == "captions":
-        order = CaptionOrder(source.caption_counts(), share, seed)
+        order = CaptionOrder(caption_counts, share, seed)
         if left_out := source.num_captions - order.epoch_length():
             _log.info(
                 "'%s': of %d captions, %d fill no batch of %d different videos in the first epoch",
                 source.shards, source.num_captions, left_out, share,
             )  # fmt: skip
-        return grain.MapDataset.source(_CaptionSource(source, order)).seed(seed).random_map(clip)
+        return grain.MapDataset.source(_CaptionSource(source, order)).seed(seed).random_map(clip), order.video
     per_epoch = len(source) // share * share
-    return grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().random_map(clip)[:per_epoch].repeat()
+    # The same steps without reading: grain's order depends on the seed and the length alone.
+    records = grain.MapDataset.range(len(source)).seed(seed).shuffle()[:per_epoch].repeat()
+    examples = grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().random_map(clip)[:per_epoch].repeat()
+    return examples, records.__getitem__
 
 
 def _train_clip(

@@ -3,10 +3,10 @@
 A record is one video with all its captions, and with questions and answers about it.
 
 A shard set is a folder with `vocab.txt` and a folder for each split (`train/`, `test/`, ...). A split's folder holds
-the ArrayRecord files, the metadata of TFDS, `caption_counts.npy` (int32 [videos], so that the order of an epoch can be
-made without reading the records), and `manifest.json`. The manifest has the settings of the build, a hash of all
-records, and the size of every file, so a missing or truncated file is found on opening and not in the middle of an
-epoch. A shard set is written to a local folder. It is read from there or, after copying, from Google Cloud Storage.
+the ArrayRecord files, the metadata of TFDS, `index.npy` (what the order of an epoch needs to know of each record), and
+`manifest.json`. The manifest has the settings of the build, a hash of all records, and the size of every file, so a
+missing or truncated file is found on opening and not in the middle of an epoch. A shard set is written to a local
+folder. It is read from there or, after copying, from Google Cloud Storage.
 """
 
 import dataclasses
@@ -29,11 +29,12 @@ from stgt_jax.checks import in_bucket
 
 VOCAB_NAME = "vocab.txt"
 MANIFEST_NAME = "manifest.json"
-CAPTION_COUNTS_NAME = "caption_counts.npy"
-SCHEMA = 2  # version of the records; 1 had one record for each caption
-_NAME, _VERSION = "videos", "2.0.0"
+INDEX_NAME = "index.npy"
+_INDEX_TYPE = np.dtype([("num_captions", "<i4"), ("video_key", "<i8")])  # of the array [videos] in that file
+SCHEMA = 3  # version of the records; 1 had one record for each caption, 2 no video_key
+_NAME, _VERSION = "videos", f"{SCHEMA}.0.0"
 _SHARD_BYTES = 128 << 20
-_METADATA_NAMES = (CAPTION_COUNTS_NAME, "dataset_info.json", "features.json")
+_METADATA_NAMES = (INDEX_NAME, "dataset_info.json", "features.json")
 _TEXT_LISTS = ("captions", "questions", "answers")
 _WRITE_BATCH = 16  # records handed to TFDS at a time: it rewrites its metadata at each call
 
@@ -56,6 +57,7 @@ class VideoRecord:
     """One video with its C captions, and with Q questions and answers."""
 
     video_id: str  # the path in the caption file; of a segment with "#t=START,END" behind it
+    video_key: int  # below 2^63; the same for the same file, or the same segment of it, under any name in any shard set
     group: str  # videos of one group differ only in the order in which things happen; empty for no group
     frames: StoredFrames  # K frames
     frame_numbers: np.ndarray  # int32 [K], which frames of the video they are
@@ -83,6 +85,7 @@ def _features(settings: ShardSettings) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(
         {
             "video_id": tfds.features.Text(),
+            "video_key": tfds.features.Scalar(dtype=np.int64),
             "group": tfds.features.Text(),
             "frames": raw if settings.encoding == "raw" else jpeg,
             "frame_numbers": tfds.features.Tensor(shape=(num_kept,), dtype=np.int32),
@@ -108,7 +111,8 @@ def _from_example(example: dict[str, Any], encoding: Encoding) -> VideoRecord:
     texts = {name: tuple(text.decode() for text in example[name]) for name in _TEXT_LISTS}
     names = {name: example[name].decode() for name in ("video_id", "group")}
     frames = StoredFrames(example["frames"], encoding)
-    return VideoRecord(**{**example, **texts, **names, "frames": frames, "num_frames": int(example["num_frames"])})
+    numbers = {name: int(example[name]) for name in ("video_key", "num_frames")}
+    return VideoRecord(**{**example, **texts, **names, **numbers, "frames": frames})
 
 
 def hash_record(record: VideoRecord) -> bytes:
@@ -141,28 +145,28 @@ def write_split(folder: Path, split: str, records: Iterable[VideoRecord], settin
         info, max_examples_per_shard=max(1, _SHARD_BYTES // num_bytes), file_format="array_record"
     )
     writer.initialize_splits([split])
-    caption_counts: list[int] = []
+    index: list[tuple[int, int]] = []
     num_questions, digest, records = 0, hashlib.sha256(), itertools.chain([first], records)
     while batch := list(itertools.islice(records, _WRITE_BATCH)):
         writer.add_examples({split: [_to_example(record) for record in batch]})
         for record in batch:
-            caption_counts.append(len(record.captions))
+            index.append((len(record.captions), record.video_key))
             num_questions += len(record.questions)
             digest.update(hash_record(record))
     writer.close_all()
-    np.save(folder / CAPTION_COUNTS_NAME, np.array(caption_counts, np.int32))
+    np.save(folder / INDEX_NAME, np.array(index, _INDEX_TYPE))
     names = sorted(path for path in folder.iterdir() if path.name in _METADATA_NAMES or _is_shard(path.name))
     manifest = {
         "schema": SCHEMA,
-        "num_videos": len(caption_counts),
-        "num_captions": sum(caption_counts),
+        "num_videos": len(index),
+        "num_captions": sum(num_captions for num_captions, _ in index),
         "num_questions": num_questions,
         "records_sha256": digest.hexdigest(),
         "settings": dataclasses.asdict(settings),
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in names},
     }
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest | {"sha256": _hash_manifest(manifest)}, indent=2) + "\n")
-    return len(caption_counts)
+    return len(index)
 
 
 def _is_shard(name: str) -> bool:
@@ -281,17 +285,22 @@ class ShardSource:
         shard = int(np.searchsorted(np.cumsum(self._info.shard_lengths), index, side="right"))
         return f"record {index} in '{self._info.filepaths[shard]}'"
 
-    def caption_counts(self) -> np.ndarray:
-        """Returns the number of captions of each video, int32 [videos]. Raises DataError where the file is damaged."""
-        path = self._folder / CAPTION_COUNTS_NAME
+    def index(self) -> np.ndarray:
+        """Returns `num_captions` and `video_key` of every record, a structured array [videos].
+
+        Raises:
+          DataError: its file is damaged.
+        """
+        path = self._folder / INDEX_NAME
         try:
             with path.open("rb") as file:
-                counts = np.load(file)
-        except (OSError, ValueError) as error:
+                index = np.load(file)
+        except Exception as error:  # a damaged header makes NumPy's parser raise many types
             raise DataError(f"'{path}' cannot be read: rebuild split '{self.split}'") from error
-        if counts.shape != (len(self),) or counts.dtype != np.int32 or counts.sum() != self.num_captions:
+        fits = index.shape == (len(self),) and index.dtype == _INDEX_TYPE
+        if not fits or index["num_captions"].sum() != self.num_captions:
             raise DataError(f"'{path}' does not fit its split: rebuild split '{self.split}'")
-        return counts
+        return index
 
     def __reduce__(self) -> tuple[type["ShardSource"], tuple[epath.Path, str]]:
         return ShardSource, (self.shards, self.split)

@@ -1,6 +1,6 @@
 """The kept frames of a video as a record stores them: JPEG files, or plain pixels.
 
-JPEG needs about a tenth of the bytes, and only the frames that a clip takes are decoded. docs/performance.md tells what
+JPEG needs about a tenth of the bytes, and only the frames that a clip takes are decoded. docs/data.md tells what
 it costs in accuracy.
 """
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from data_pipeline.errors import DataError
 from data_pipeline.processes import ahead, start_worker
 from data_pipeline.shards import (
+    INDEX_NAME,
     VOCAB_NAME,
     ShardSettings,
     ShardSource,
@@ -87,13 +88,13 @@ def _verify_split(shards: str | Path, split: str, num_workers: int | None, progr
     ]
     problems += [f"'{path}' does not belong to the build of this split: remove it" for path in source.unknown_files()]
     try:
-        caption_counts = source.caption_counts()
+        index = source.index()
     except DataError as error:
         problems.append(str(error))
-        caption_counts = None
+        index = None
     found, digest = _Found(), hashlib.sha256()
     bar = tqdm(total=len(source), desc=f"verifying {split}", unit=" videos", disable=not progress)
-    for part in _check_all(source, caption_counts, num_workers):
+    for part in _check_all(source, index, num_workers):
         digest.update(part.hashes)
         found.num_captions += part.num_captions
         found.num_questions += part.num_questions
@@ -103,7 +104,9 @@ def _verify_split(shards: str | Path, split: str, num_workers: int | None, progr
         bar.update(len(part.id_hashes))
     bar.close()
     problems += found.problems
-    problems += _duplicates(source, np.array(found.id_hashes, np.uint64))
+    problems += _duplicates(source, np.array(found.id_hashes, np.uint64), "is of the same video as")
+    if index is not None:
+        found.remarks += _duplicates(source, index["video_key"], "is of the same file as")
     if not problems:
         problems += _wrong_totals(source, found, digest.hexdigest())
     return SplitReport(
@@ -111,20 +114,20 @@ def _verify_split(shards: str | Path, split: str, num_workers: int | None, progr
     )
 
 
-def _check_all(source: ShardSource, caption_counts: np.ndarray | None, num_workers: int | None) -> Iterator[_Found]:
+def _check_all(source: ShardSource, index: np.ndarray | None, num_workers: int | None) -> Iterator[_Found]:
     """Yields what is found in one stretch of records after the other."""
     starts = range(0, len(source), _RECORDS_AT_A_TIME)
-    counts = (None if caption_counts is None else caption_counts[at : at + _RECORDS_AT_A_TIME] for at in starts)
+    entries = (None if index is None else index[at : at + _RECORDS_AT_A_TIME] for at in starts)
     num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
     if num_workers == 0 or len(starts) == 1:
-        yield from map(_Checker(source).check, starts, counts)
+        yield from map(_Checker(source).check, starts, entries)
         return
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=_start_checking, initargs=(source,)
     )
     try:
-        for future in ahead(map(pool.submit, itertools.repeat(_check_in_worker), starts, counts), 2 * num_workers):
+        for future in ahead(map(pool.submit, itertools.repeat(_check_in_worker), starts, entries), 2 * num_workers):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -136,8 +139,8 @@ class _Checker:
     def __init__(self, source: ShardSource) -> None:
         self._source, self._tokenizer = source, load_tokenizer(source.shards / VOCAB_NAME)
 
-    def check(self, start: int, caption_counts: np.ndarray | None) -> _Found:
-        """Checks the records from `start` on that a worker takes at a time, with their expected numbers of captions."""
+    def check(self, start: int, entries: np.ndarray | None) -> _Found:
+        """Checks the records from `start` on that a worker takes at a time, with their entries in the index."""
         found = _Found()
         for index in range(start, min(start + _RECORDS_AT_A_TIME, len(self._source))):
             try:
@@ -151,21 +154,20 @@ class _Checker:
             found.hashes += hash_record(record)
             found.id_hashes.append(int.from_bytes(hashlib.sha256(record.video_id.encode()).digest()[:8], "little"))
             place = f"{self._source.place(index)} ({record.video_id})"
-            expected = len(record.captions) if caption_counts is None else caption_counts[index - start]
-            found.problems += [f"{place}: {what}" for what in self._problems(record, expected)]
+            found.problems += [f"{place}: {what}" for what in self._problems(record)]
+            if entries is not None and entries[index - start].tolist() != (len(record.captions), record.video_key):
+                found.problems.append(f"{place}: {INDEX_NAME} says otherwise of its captions or its file")
             if len(set(record.captions)) < len(record.captions):
                 found.remarks.append(f"{place}: a caption occurs twice")
         return found
 
-    def _problems(self, record: VideoRecord, num_captions: int) -> list[str]:
+    def _problems(self, record: VideoRecord) -> list[str]:
         settings = self._source.settings
         problems = [*_wrong_frames(record, settings), *_wrong_texts(record)]
         if not problems:
             ids, mask = encode(self._tokenizer, record.captions, settings.max_text_length)
             if not (np.array_equal(ids, record.input_ids) and np.array_equal(mask, record.attention_mask)):
                 problems.append("its token ids are not those of its captions in this vocabulary")
-        if len(record.captions) != num_captions:
-            problems.append(f"it has {len(record.captions)} captions, and caption_counts.npy says {num_captions}")
         return problems
 
 
@@ -178,9 +180,9 @@ def _start_checking(source: ShardSource) -> None:
     _checker = _Checker(source)
 
 
-def _check_in_worker(start: int, caption_counts: np.ndarray | None) -> _Found:
+def _check_in_worker(start: int, entries: np.ndarray | None) -> _Found:
     assert _checker is not None
-    return _checker.check(start, caption_counts)
+    return _checker.check(start, entries)
 
 
 def _wrong_frames(record: VideoRecord, settings: ShardSettings) -> Iterator[str]:
@@ -209,14 +211,12 @@ def _wrong_texts(record: VideoRecord) -> Iterator[str]:
         yield f"it has {len(record.captions)} captions, and token ids of {len(record.input_ids)}"
 
 
-def _duplicates(source: ShardSource, id_hashes: np.ndarray) -> list[str]:
-    """Names the records whose video occurs before."""
-    order = np.argsort(id_hashes, kind="stable")
-    again = order[1:][np.diff(id_hashes[order]) == 0]
-    first = {int(id_hashes[index]): int(index) for index in order[::-1]}
-    return [
-        f"{source.place(int(index))} is of the same video as record {first[int(id_hashes[index])]}" for index in again
-    ]
+def _duplicates(source: ShardSource, keys: np.ndarray, relation: str) -> list[str]:
+    """Names the records whose key, int [videos], occurs before."""
+    order = np.argsort(keys, kind="stable")
+    again = order[1:][np.diff(keys[order]) == 0]
+    first = {int(keys[index]): int(index) for index in order[::-1]}
+    return [f"{source.place(int(index))} {relation} record {first[int(keys[index])]}" for index in again]
 
 
 def _wrong_totals(source: ShardSource, found: _Found, records_sha256: str) -> list[str]:

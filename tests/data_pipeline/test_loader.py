@@ -33,6 +33,7 @@ def _record(clip: int) -> VideoRecord:
     video += (NUM_KEPT * clip + np.arange(NUM_KEPT, dtype=np.uint8))[:, None, None, None]
     return VideoRecord(
         video_id=f"clip_{clip}.mp4",
+        video_key=clip,
         group="pair" if clip < 2 else "",
         frames=StoredFrames(video, "raw"),
         frame_numbers=np.arange(NUM_KEPT, dtype=np.int32),
@@ -280,10 +281,15 @@ def test_missing_shards_are_named(config, tmp_path):
 
 
 def _several_captions(clip: int) -> VideoRecord:
+    """A record of another video than `_record(clip)`."""
     count = 1 + clip % 3
     ids = np.array([[2, clip, 3, which, 0] for which in range(count)], np.int32)
     return dataclasses.replace(
-        _record(clip), captions=tuple(map(str, range(count))), input_ids=ids, attention_mask=np.ones_like(ids)
+        _record(clip),
+        video_key=100 + clip,
+        captions=tuple(map(str, range(count))),
+        input_ids=ids,
+        attention_mask=np.ones_like(ids),
     )
 
 
@@ -352,6 +358,38 @@ def test_mixture_takes_its_share_of_each_set(config, captions_config):
     assert [(batch["attention_mask"].all(1)).tolist() for batch in _take(unweighted, 3)] == [
         [False] * 2 + [True] * 2
     ] * 3
+
+
+@pytest.mark.parametrize("epoch", ["captions", "videos"])
+def test_mixture_never_takes_a_video_of_two_sets_twice_in_a_batch(config, captions_config, tmp_path, caplog, epoch):
+    """The second set holds ten videos of the first, under other names."""
+    source = open_shards(captions_config.shards, "train")
+    shards = shutil.copytree(captions_config.shards, tmp_path / "common")
+    shutil.rmtree(shards / "train")
+    (shards / "train").mkdir()
+    records = [source[clip] for clip in range(NUM_CLIPS)]
+    records[:10] = [dataclasses.replace(record, video_key=clip) for clip, record in enumerate(records[:10])]
+    write_split(shards / "train", "train", records, source.settings)
+    mixed = dataclasses.replace(config, epoch=epoch, mix_shards=(str(shards),))
+    with caplog.at_level("INFO", "stgt_jax"):
+        batches = _take(mixed, 60)
+    assert "10 videos are in more than one of the shard sets" in caplog.text
+    clips = np.array([batch["input_ids"][:, 1] for batch in batches])  # [batches, 4]: two of each set
+    clips[:, 2:] += 100 * (clips[:, 2:] >= 10)
+    assert all(len(set(batch)) == 4 for batch in clips.tolist())
+    _assert_same_batches(batches[7:9], _resumed(mixed, 7, 2))
+    apart = _take(dataclasses.replace(mixed, mix_shards=(captions_config.shards,)), 60)
+    would_hold = np.array([batch["input_ids"][:, 1] for batch in apart])
+    would_hold[:, 2:] += 100 * (would_hold[:, 2:] >= 10)
+    same = [len(set(batch)) == 4 for batch in would_hold.tolist()]
+    assert 5 < sum(same) < 60
+    np.testing.assert_array_equal(clips[same], would_hold[same])  # the other batches are as they would be
+
+
+def _resumed(config: DataConfig, first: int, num_batches: int) -> list[dict]:
+    with train_loader(config, "train", 4, 0, **SIZES) as loader:
+        loader.set_state(loader.get_state() | {"next_batch": first})
+        return list(itertools.islice(loader, num_batches))
 
 
 def test_evaluation_takes_all_captions_of_a_video(captions_config):

@@ -160,6 +160,19 @@ def test_caption_that_occurs_twice_is_a_remark(shards):
     assert [remark.endswith("a caption occurs twice") for remark in report.remarks] == [True]
 
 
+def test_file_that_stands_under_two_names_is_a_remark(tmp_path):
+    write_clip(tmp_path / "a.mp4", 6)
+    shutil.copy(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    rows = [{"video": video, "caption": "a ball"} for video in ("a.mp4", "b.mp4")]
+    rows += [rows[0] | {"start": 0, "end": 0.1}]
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    build_shards(tmp_path / "captions.json", tmp_path / "set", split="train", num_kept_frames=2, resize=32,
+                 max_text_length=8, num_workers=0, progress=False)  # fmt: skip
+    (report,) = verify_shards(tmp_path / "set", num_workers=0, progress=False)
+    assert report.num_videos == 3 and not report.problems
+    assert [remark.endswith("is of the same file as record 0") for remark in report.remarks] == [True]
+
+
 def read_everything(shards):
     """Reads a split in training and in evaluation, and returns what they gave."""
     config = DataConfig(shards=str(shards), num_workers=0)
