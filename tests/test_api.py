@@ -70,6 +70,7 @@ def test_importing_the_package_is_cheap_and_shows_its_names():
         stgt.laod  # noqa: B018
 
 
+@pytest.mark.slow
 def test_examples_in_the_docstrings_are_right(model):
     results = doctest.testmod(stgt_jax.api)
     assert results.failed == 0

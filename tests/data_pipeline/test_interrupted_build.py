@@ -17,6 +17,8 @@ from data_pipeline.build import build_shards
 from data_pipeline.processes import call_until_stopped, start_stoppable_worker
 from data_pipeline.shards import open_shards
 
+pytestmark = pytest.mark.slow
+
 BUILD = """
 import resource, signal, sys
 from data_pipeline import build

@@ -72,6 +72,7 @@ def test_what_does_not_fit_is_in_the_table_with_its_size():
         assert row["seconds"] is None and row["time_to_dense"] is None and row["temporary_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_whole_block_is_measured(quick_peak, tmp_path):
     path = tmp_path / "figures.json"
     argv = ["--implementations", "banded", "--frames", "1", "--block", "--dtype", "bfloat16", "--json", str(path)]
@@ -151,6 +152,7 @@ def test_step_is_measured_whole_and_by_part(run_stgt, tmp_path):
         assert row["passes"] == ("" if row["part"] == "optimizer" else "forward + backward")
 
 
+@pytest.mark.slow
 def test_parts_use_the_parameters_they_say_and_together_all():
     """A part that is given NaN for every parameter it does not name gives none."""
     config = recipe_with("moving_shapes_stage1", [*SMALL, "--vocab_size=64", "--qformer.depth=2", "--variant=none"])
