@@ -35,6 +35,7 @@ from data_pipeline.processes import keep_freed_memory
 from data_pipeline.sampling import train_frames
 from data_pipeline.shards import open_shards
 from data_pipeline.transforms import random_crop_box, random_flip
+from experiments.perf.bench.loader_memory import format_memory, memory_over_records
 from experiments.perf.bench.settings import DataSettings
 from experiments.recipes import get_recipe
 from stgt_jax.errors import STGTError
@@ -83,8 +84,13 @@ def bench_data(settings: DataSettings) -> dict[str, Any]:
     fastest_peer = max((name for name in names if name in PEERS), key=lambda name: rows[name]["clips_per_second"])
     for row in rows.values():
         row["times_fastest_peer"] = row["clips_per_second"] / rows[fastest_peer]["clips_per_second"]
-    settings_used = dataclasses.asdict(settings)
-    return {"readers": rows, "fastest_peer": fastest_peer, "input_wait": wait, "settings": settings_used}
+    return {
+        "readers": rows,
+        "fastest_peer": fastest_peer,
+        "input_wait": wait,
+        "memory": memory_over_records(settings.memory_records, settings.num_workers) if settings.memory_records else [],
+        "settings": dataclasses.asdict(settings),
+    }
 
 
 def format_figures(figures: dict[str, Any]) -> str:
@@ -101,6 +107,8 @@ def format_figures(figures: dict[str, Any]) -> str:
     step = f"a step of {used['step_milliseconds']:g} ms with {used['step_batch_size']} clips"
     share = 100 * figures["input_wait"]
     lines.append(f"{step} and {used['num_workers']} worker processes waits for data {share:.1f} % of its time")
+    if figures["memory"]:
+        lines.append(format_memory(figures["memory"]))
     return "\n".join(lines)
 
 

@@ -36,7 +36,7 @@ class DataSettings:
     """Options of `stgt bench data`.
 
     Raises:
-      STGTError: a number below 1.
+      STGTError: a number that is too small.
     """
 
     captions: str = ""  # caption file of one's own videos, by default videos are made: 15 s of 596x336 at 30 frames/s
@@ -48,9 +48,12 @@ class DataSettings:
     step_milliseconds: float = 200.0  # of the simulated train step, during which the CPU is idle
     step_batch_size: int = 32  # clips that such a step takes
     num_workers: int = 2  # worker processes that feed it
+    memory_records: int = 0  # small records over which the loader's memory is watched; 0: none
 
     def __post_init__(self) -> None:
         numbers = ("num_frames", "image_size", "batch_size", "seconds", "repeats")
         for name in (*numbers, "step_milliseconds", "step_batch_size", "num_workers"):
             value = getattr(self, name)
             check(value > 0, f"--{name.replace('_', '-')}={value} must be greater than 0")
+        records = self.memory_records
+        check(records == 0 or records >= 1000, f"--memory-records={records} must be 0, or at least 1000")

@@ -62,6 +62,7 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         (["data", "show", "no/such", "--out", "x.html"], "no shard set in 'no/such'"),
         ([*PRETRAIN, "--mix_weights", "1,2"], "data.mix_weights=(1.0, 2.0) must be a positive number for each"),
         (["bench", "data", "--captions", "none.csv"], "no caption file 'none.csv'"),
+        (["bench", "data", "--memory-records", "10"], "--memory-records=10 must be 0, or at least 1000"),
         (["bench", "data", "--repeats", "0"], "--repeats=0 must be greater than 0"),
         ([], "name a command: demo, data make, "),
         (["recipes", "--json=x"], "unknown option --json"),

@@ -153,6 +153,29 @@ def test_step_is_measured_whole_and_by_part(run_stgt, tmp_path):
 
 
 @pytest.mark.slow
+def test_loader_is_compared_with_decoding_and_its_memory_is_watched(run_stgt, tmp_path):
+    made = run_stgt("data", "make", "--out", tmp_path / "clips", "--num-train", "4", "--num-test", "2")
+    assert made.returncode == 0, made.stderr
+    done = run_stgt(
+        "bench", "data", "--captions", tmp_path / "clips" / "train" / "captions.csv", "--num-frames", "2", "--image-size", "32",
+        "--batch-size", "2", "--seconds", "0.2", "--repeats", "1", "--step-milliseconds", "20", "--step-batch-size", "2",
+        "--memory-records", "1000", "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures, text = json.loads((tmp_path / "figures.json").read_text()), done.stdout
+    rows = figures["readers"]
+    assert {"shards, JPEG", "shards, raw", "PyAV and swscale", "PyAV and Pillow"} <= rows.keys()
+    peer = rows[figures["fastest_peer"]]
+    for name, row in rows.items():
+        assert row["clips_per_second"] > 0 and row["bytes_per_clip"] > 0
+        assert row["times_fastest_peer"] == pytest.approx(row["clips_per_second"] / peer["clips_per_second"])
+        assert re.search(rf"^{name} ", text, re.MULTILINE)
+    assert 0 <= figures["input_wait"] < 1
+    assert [sample["records"] for sample in figures["memory"]] == [*range(100, 1001, 100)]
+    assert all(min(sample["megabytes"].values()) > 50 for sample in figures["memory"])
+
+
+@pytest.mark.slow
 def test_parts_use_the_parameters_they_say_and_together_all():
     """A part that is given NaN for every parameter it does not name gives none."""
     config = recipe_with("moving_shapes_stage1", [*SMALL, "--vocab_size=64", "--qformer.depth=2", "--variant=none"])
