@@ -28,8 +28,8 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
-from data_pipeline.captions import CaptionRow, read_captions
-from data_pipeline.config import CLIP_TIME_LIMIT, DEFAULT_JPEG_QUALITY, Encoding, FrameShape
+from data_pipeline.captions import CaptionedVideos, CaptionRow, read_captions
+from data_pipeline.config import CLIP_TIME_LIMIT, DEFAULT_JPEG_QUALITY, Encoding, FrameShape, TextCleaning
 from data_pipeline.decode import FrameOptions, decode_clip
 from data_pipeline.errors import DataError
 from data_pipeline.packets import ClipError
@@ -43,6 +43,7 @@ from data_pipeline.processes import (
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, VideoRecord, hash_file, list_splits, write_split
 from data_pipeline.storage import local_path
 from data_pipeline.stored_frames import StoredFrames, encode_jpeg
+from data_pipeline.text_cleaning import clean_caption, clean_question
 from data_pipeline.tokenizer import copy_vocab, encode, load_tokenizer, num_tokens, train_vocab, vocab_size
 
 REJECTED_NAME = "rejected.jsonl"
@@ -141,7 +142,7 @@ class _KeptFrames:
 
 
 def build_shards(
-    captions: str | Path,
+    captions: str | Path | CaptionedVideos,
     out: str | Path,
     *,
     split: str,
@@ -149,6 +150,7 @@ def build_shards(
     num_kept_frames: int,
     resize: int,
     max_text_length: int,
+    clean_text: TextCleaning = "none",
     frame_shape: FrameShape = "keep_aspect",
     encoding: Encoding = "jpeg",
     jpeg_quality: int = DEFAULT_JPEG_QUALITY,
@@ -161,14 +163,15 @@ def build_shards(
     """Makes split `split` of the shard set `out` from a caption file and the videos it names.
 
     Args:
-      captions: .csv or .json caption file, see `read_captions`.
+      captions: .csv or .json caption file, see `read_captions`; or rows that were read from other files.
       out: the shard set's folder; other splits in it stay.
       split: the split's name, such as "train".
       vocab: BERT vocabulary file. By default that of the shard set, if it has another split; else, for the split
-        "train" only, one is trained from these captions.
+        "train" (or "train_and_val") only, one is trained from these captions.
       num_kept_frames: K, frames kept of each video.
       resize: pixels: the short side of the kept frames, or both sides of stretched ones.
       max_text_length: S, tokens a caption is padded or cut to.
+      clean_text: how captions and questions are cleaned, see `data_pipeline.text_cleaning`.
       frame_shape: "keep_aspect", or "stretch" to make every frame square, as the original does.
       encoding: "jpeg", or "raw" for pixels without loss.
       jpeg_quality: 1 to 100.
@@ -182,7 +185,7 @@ def build_shards(
       DataError: bad caption file, vocabulary or option; a split that is there already; no usable video; a full disk; a
         path in a bucket.
     """
-    start, captions, out = time.perf_counter(), local_path(captions), local_path(out)
+    start, out = time.perf_counter(), local_path(out)
     _check_split_name(split)
     _check_range(
         num_kept_frames=(num_kept_frames, 1),
@@ -193,18 +196,19 @@ def build_shards(
         max_damage=(max_damage, 0, 1),
         time_limit=(time_limit, 0),
     )
-    rows = read_captions(captions)
-    videos = _group_rows(captions, rows)
+    source = captions if isinstance(captions, CaptionedVideos) else _from_caption_file(local_path(captions))
+    rows = [_cleaned(row, clean_text) for row in source.rows]
+    videos = _group_rows(source.source, rows)
     if (out / split).exists() and not overwrite:
         raise DataError(f"'{out / split}' exists already; choose another folder or split, or --overwrite it")
     quality = jpeg_quality if encoding == "jpeg" else None
     frames = FrameOptions(num_kept_frames, resize, frame_shape, max_damage, time_limit)
-    read = functools.partial(_try_read, captions.parent, frames, quality)
+    read = functools.partial(_try_read, source.folder, frames, quality)
     tally = _Tally()
     with _stopping_in_good_order(), _incomplete_folder(out, split) as folder:
         tokenizer = _place_vocab(folder / VOCAB_NAME, out, vocab, split, rows)
         settings = ShardSettings(num_kept_frames, resize, frame_shape, encoding, quality, max_text_length,
-                                 hash_file(folder / VOCAB_NAME))  # fmt: skip
+                                 hash_file(folder / VOCAB_NAME), clean_text)  # fmt: skip
         with (folder / REJECTED_NAME).open("w", encoding="utf-8") as rejected:
             sorted_videos = (_without_empty_rows(video, tokenizer) for video in videos)
             with contextlib.closing(_map_videos(read, sorted_videos, num_workers, len(videos))) as read_videos:
@@ -213,7 +217,9 @@ def build_shards(
                 num_videos = write_split(folder, split, records, settings)
         if num_videos == 0:
             listed = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
-            raise DataError(f"no usable video in '{captions}', row 1 is '{rows[0].video}' ({len(rows)} rows: {listed})")
+            raise DataError(
+                f"no usable video in {source.source}, row 1 is '{rows[0].video}' ({len(rows)} rows: {listed})"
+            )
         if tally.num_written + tally.reasons.total() != len(rows):
             raise RuntimeError(
                 f"{len(rows)} rows, but {tally.num_written} written and {tally.reasons.total()} rejected"
@@ -252,7 +258,18 @@ def _check_range(**options: tuple[float, ...]) -> None:
             raise DataError(f"{name}={value} must be at most {most[0]}")
 
 
-def _group_rows(path: Path, rows: Sequence[CaptionRow]) -> list[_Video]:
+def _from_caption_file(path: Path) -> CaptionedVideos:
+    return CaptionedVideos(read_captions(path), path.parent, f"'{path}'")
+
+
+def _cleaned(row: CaptionRow, cleaning: TextCleaning) -> CaptionRow:
+    if cleaning == "none":
+        return row
+    caption, question = clean_caption(row.caption, cleaning), clean_question(row.question, cleaning)
+    return dataclasses.replace(row, caption=caption, question=question)
+
+
+def _group_rows(source: str, rows: Sequence[CaptionRow]) -> list[_Video]:
     """Returns the videos in the order in which they first occur, each with its rows."""
     found: dict[tuple[str, float | None, float | None], list[CaptionRow]] = {}
     for row in rows:
@@ -262,7 +279,7 @@ def _group_rows(path: Path, rows: Sequence[CaptionRow]) -> list[_Video]:
         groups = list(dict.fromkeys(row.group for row in same if row.group))
         if len(groups) > 1:
             raise DataError(
-                f"'{path}': the rows of video '{same[0].video}' name the groups '{groups[0]}' and '{groups[1]}'; a"
+                f"{source}: the rows of video '{same[0].video}' name the groups '{groups[0]}' and '{groups[1]}'; a"
                 " video belongs to one group"
             )
         videos.append(_Video(*key, groups[0] if groups else "", tuple(same)))
@@ -348,7 +365,7 @@ def _place_vocab(
         vocab = shared
     if vocab is not None:
         copy_vocab(vocab, target)
-    elif split == "train":
+    elif split in ("train", "train_and_val"):
         train_vocab((row.caption for row in rows), target)
     else:
         raise DataError(f"split '{split}' needs a vocabulary; build split 'train' in '{out}' first, or give --vocab")

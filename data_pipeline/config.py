@@ -7,6 +7,7 @@ from stgt_jax.checks import check, check_choices, check_not_negative
 
 FrameShape = Literal["keep_aspect", "stretch"]  # of stored frames: as the video shows them, or square
 Encoding = Literal["jpeg", "raw"]  # of stored frames
+TextCleaning = Literal["none", "lavis", "stgt"]  # of captions and questions, see `data_pipeline.text_cleaning`
 DEFAULT_JPEG_QUALITY = 90  # 1 to 100
 CLIP_TIME_LIMIT = 300.0  # seconds for reading one video
 
@@ -29,6 +30,7 @@ class DataConfig:
     epoch: Literal["videos", "captions"] = "videos"
     max_bad_records: int = 0  # damaged records that training may skip; more end the run
     frame_shape: FrameShape = "keep_aspect"  # the shards must have been built with the same
+    clean_text: TextCleaning = "none"  # the shards must have been built with the same
     train_frame_sampling: Literal["headtail", "uniform"] = "headtail"  # evaluation is always uniform
     crop_scale: tuple[float, float] = (0.5, 1.0)  # area of the random resized crop; (1.0, 1.0) is the centre crop
     crop_filter: Literal["antialiased", "bicubic"] = "antialiased"  # bicubic, without antialiasing, is the original's

@@ -293,6 +293,12 @@ def _open(config: DataConfig, shards: str, split: str, num_frames: int, image_si
             f"data.frame_shape={config.frame_shape}, but the frames of data.shards='{shards}' were built with"
             f" --frame-shape {shape}; give --data.frame_shape {shape}, or rebuild the shards"
         )
+    cleaning = source.settings.clean_text
+    if cleaning != config.clean_text:
+        raise DataError(
+            f"data.clean_text={config.clean_text}, but the texts of data.shards='{shards}' were built with --clean-text"
+            f" {cleaning}; give --data.clean_text {cleaning}, or rebuild the shards"
+        )
     if shape == "stretch" and source.settings.resize != image_size:
         raise DataError(
             f"the frames of data.shards='{shards}' were stretched to {source.settings.resize} pixels, and the model"

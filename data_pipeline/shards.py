@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipeline.config import Encoding, FrameShape
+from data_pipeline.config import Encoding, FrameShape, TextCleaning
 from data_pipeline.errors import DataError
 from data_pipeline.stored_frames import StoredFrames
 from stgt_jax.checks import in_bucket
@@ -50,6 +50,7 @@ class ShardSettings:
     jpeg_quality: int | None  # 1 to 100; None for raw frames
     max_text_length: int  # S
     vocab_sha256: str
+    clean_text: TextCleaning = "none"  # how captions and questions were cleaned
 
 
 @dataclasses.dataclass(frozen=True)

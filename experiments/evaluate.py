@@ -48,7 +48,7 @@ def retrieval(
     frames = _frames_read(settings, model.config.num_frames)
     _log.info("evaluation: %s", _describe_frames(frames))
     batches = eval_batches(
-        DataConfig(shards=str(shards), frame_shape=settings.frame_shape),
+        DataConfig(shards=str(shards), frame_shape=settings.frame_shape, clean_text=settings.clean_text),
         split,
         batch_size,
         num_frames=model.config.num_frames,
@@ -100,12 +100,13 @@ def check_shards(run: Run, shards: str | Path, split: str) -> ShardSettings:
             f"the captions of '{shards}' have {settings.max_text_length} tokens, and the model in '{run.folder}' reads"
             f" {longest}; build the shards with --max-text-length {longest}"
         )
-    trained_shape = run.preparation.frame_shape
-    if settings.frame_shape != trained_shape:
-        raise STGTError(
-            f"'{shards}' was built with frame_shape={settings.frame_shape}, and the model in '{run.folder}' was trained"
-            f" with {trained_shape}; build the shards with --frame-shape {trained_shape}"
-        )
+    for option in ("frame_shape", "clean_text"):
+        given, trained = getattr(settings, option), getattr(run.preparation, option)
+        if given != trained:
+            raise STGTError(
+                f"'{shards}' was built with {option}={given}, and the model in '{run.folder}' was trained with"
+                f" {trained}; build the shards with --{option.replace('_', '-')} {trained}"
+            )
     for option in ("num_kept_frames", "resize"):
         given, trained = getattr(settings, option), getattr(run.preparation, option)
         if given != trained:

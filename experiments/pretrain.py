@@ -154,7 +154,11 @@ def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], is_new: bool
         "needs_initial_weights": recipe.needs_initial_weights,
         "vocab_from_data": recipe.vocab_from_data,
         "preparation": Preparation(
-            settings.num_kept_frames, settings.resize, settings.max_text_length, settings.frame_shape
+            settings.num_kept_frames,
+            settings.resize,
+            settings.max_text_length,
+            settings.frame_shape,
+            settings.clean_text,
         ),
         "vocab_sha256": settings.vocab_sha256,
         "shards": {

@@ -82,11 +82,14 @@ def paper_stage1() -> Recipe:
     the paper, which does not publish the schedule or the batch size of its pre-training. The learning rates, the
     warm-up and the captions of 32 tokens (the default of `stgt data build`) are from the first stage of BLIP-2. The
     batch of 2048 clips and the 50,000 steps, about ten epochs of 10 million clips, are this project's choice. The
-    frozen encoder needs weights: `weights.vision`. Frames are stretched, cropped and augmented as the original's.
+    frozen encoder needs weights: `weights.vision`. Frames are stretched, cropped and augmented as the original's, and
+    captions are cleaned as its.
     """
     return Recipe(
         model=vit_g(),
-        data=DataConfig(frame_shape="stretch", crop_filter="bicubic", rand_augment=True, num_workers=8),
+        data=DataConfig(
+            frame_shape="stretch", clean_text="lavis", crop_filter="bicubic", rand_augment=True, num_workers=8
+        ),
         train=TrainConfig(
             num_steps=50_000,
             batch_size=2048,

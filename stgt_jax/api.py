@@ -19,9 +19,10 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
-from data_pipeline.config import FrameShape
+from data_pipeline.config import FrameShape, TextCleaning
 from data_pipeline.moving_shapes import make_moving_shapes
 from data_pipeline.prepare import ClipReader, Video, list_videos
+from data_pipeline.text_cleaning import clean_caption
 from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, encode, load_tokenizer, num_tokens
 from stgt_jax.config import MeshConfig, ModelConfig
 from stgt_jax.encoder import Encoder, score_similarity
@@ -96,6 +97,7 @@ class Model:
         self._name = name
         self._tokenizer = tokenizer
         self._max_text_length = preparation.max_text_length
+        self._clean_text = cast(TextCleaning, preparation.clean_text)
         self._reader = ClipReader(
             num_kept_frames=preparation.num_kept_frames,
             resize=preparation.resize,
@@ -118,7 +120,7 @@ class Model:
         return self.encoder.embed_videos(self._clips(videos))
 
     def encode_text(self, texts: Texts) -> np.ndarray:
-        """Encodes texts. Texts that are too long are cut, as in training, and counted in a warning.
+        """Encodes texts, cleaned as those of training. Texts that are too long are cut and counted in a warning.
 
         Returns:
           float32 [C, E]: for each text a vector of norm 1.
@@ -231,6 +233,7 @@ class Model:
             except UnicodeEncodeError as error:
                 message = f"text {index} is {text!r:.40}, which is not valid Unicode; decode it as UTF-8"
                 raise STGTError(message) from error
+        texts = [clean_caption(text, self._clean_text) for text in texts]
         length = self._max_text_length
         if num_cut := sum(tokens > length for tokens in num_tokens(self._tokenizer, texts)):
             warnings.warn(f"{num_cut} of {len(texts)} texts have more than {length} tokens and were cut", stacklevel=3)

@@ -54,6 +54,7 @@ class Preparation:
     resize: int  # pixels of their short side, or of both sides
     max_text_length: int  # S, the tokens of a caption
     frame_shape: str = "keep_aspect"  # or "stretch"; runs of older versions kept the aspect and did not say so
+    clean_text: str = "none"  # how captions were cleaned: also "lavis" or "stgt"
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def bench_data(settings: DataSettings) -> dict[str, Any]:
             build_shards(
                 captions, Path(folder, encoding), split="train", num_kept_frames=NUM_KEPT_FRAMES,
                 resize=settings.image_size, frame_shape="stretch", encoding=encoding, max_text_length=32,
+                clean_text="lavis",
             )  # fmt: skip
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _, name in itertools.product(range(settings.repeats), names):

@@ -37,8 +37,8 @@ def memory_over_records(num_records: int, num_workers: int) -> list[dict[str, An
             for number in range(1, num_batches + 1):
                 next(batches)
                 if number * NUM_SAMPLES // num_batches > (number - 1) * NUM_SAMPLES // num_batches:
-                    workers = [process.pid for process in multiprocessing.active_children()]
-                    memory = {"main": _megabytes("self"), "workers": sum(map(_megabytes, workers))}
+                    workers = [_megabytes(process.pid) for process in multiprocessing.active_children()]
+                    memory = {"main": _megabytes("self"), "workers": sum(workers)}
                     samples.append({"records": number * BATCH_SIZE, "megabytes": memory})
     return samples
 
@@ -52,7 +52,7 @@ def format_memory(samples: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _megabytes(process: int | str) -> float:
+def _megabytes(process: int | str | None) -> float:
     status = Path(f"/proc/{process}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
 

@@ -5,6 +5,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,10 @@ from small_recipe import SMALL
 
 import stgt_jax as stgt
 from data_pipeline.build import build_shards
+from data_pipeline.datasets.select import DATASETS
+from data_pipeline.tokenizer import SPECIAL_TOKENS
+from experiments.commands.arguments import CommandParser
+from experiments.commands.data_build import data_build
 from experiments.commands.main import main
 from experiments.recipe_fields import describe_fields
 from experiments.recipes import RECIPES, Recipe
@@ -69,6 +74,9 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         (["data", "make", "--out", "x", "--num-trian=3"], "unknown option --num-trian; did you mean '--num-train'?"),
         (["data", "make", "--out", "x", "--num-train", "ten"], "argument --num-train: expected int but got 'ten'"),
         (["data", "build", "no/such.csv", "--out", "x"], "no caption file 'no/such.csv'"),
+        (["data", "build", "msrvt", "--out", "x"], "the name of a data set; did you mean 'msrvtt'?"),
+        (["data", "build", "msvd", "--out", "x"], "msvd needs --annotations, the folder of its annotation files"),
+        (["data", "build", "a.csv", "--out", "x", "--variant", "y"], "--variant is for a data set by name; 'a.csv' is"),
         (["eval", "retrieval", "--checkpoint", "no/such", "--shards", "x"], "no/such"),
         (["report", "--workdir", "no/such"], "'no/such' is no finished demo"),
     ],
@@ -207,6 +215,40 @@ def test_data_commands_make_shards_and_report_their_counts(tmp_path, capsys):
     assert "rejected" in capsys.readouterr().out
     assert main(build) == 2
     assert main([*build, "--overwrite"]) == 0
+
+
+def test_data_set_is_built_by_its_name_and_its_size_is_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "make", "--out", "clips", "--num-train", "3", "--num-test", "1"]) == 0
+    videos = sorted((tmp_path / "clips" / "train").glob("*.mp4"))
+    for number, path in enumerate(videos):
+        path.rename(tmp_path / "clips" / f"video{number}.mp4")
+    (tmp_path / "msrvtt").mkdir()
+    rows = "".join(f"ret{number},msr{number},video{number},a ball moves\n" for number in range(4))
+    (tmp_path / "msrvtt" / "MSRVTT_JSFUSION_test.csv").write_text(f"key,vid_key,video_id,sentence\n{rows}")
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a", "ball", "moves"]))
+    words = ["data", "build", "msrvtt", "--annotations", "msrvtt", "--videos", "clips", "--split", "test"]
+    words += ["--vocab", "vocab.txt", "--resize", "32"]
+    capsys.readouterr()
+    assert main([*words, "--out", "shards", "--json", "figures.json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "msrvtt 1k-A, split test: 4 videos, 4 captions (not as published)"
+    assert lines[1] == "warning: msrvtt 1k-A, split test has 4 videos, and 1,000 are published"
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["num_rows"], figures["num_written"], figures["rejected_by_reason"]) == (4, 3, {"missing": 1})
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "data").glob("*.md")), ids=lambda page: page.stem)
+def test_commands_on_the_page_of_a_data_set_are_right(page):
+    commands = [shlex.split(line) for line in page.read_text().splitlines() if line.startswith("stgt ")]
+    assert commands and all(words[:4] == ["stgt", "data", "build", page.stem] for words in commands)
+    for words in commands:
+        options, _ = CommandParser(data_build, "stgt data build").read(words[3:])
+        splits = DATASETS[page.stem].splits
+        variant = options.get("variant", next(iter(splits)))
+        assert not splits[variant] or options["split"] in splits[variant]
+    for variant in filter(None, splits):
+        assert f"`{variant}`" in page.read_text()
 
 
 def test_exported_model_scores_what_its_run_scores(trained_run, shards, tmp_path, run_stgt):

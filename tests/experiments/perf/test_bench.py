@@ -157,9 +157,9 @@ def test_loader_is_compared_with_decoding_and_its_memory_is_watched(run_stgt, tm
     made = run_stgt("data", "make", "--out", tmp_path / "clips", "--num-train", "4", "--num-test", "2")
     assert made.returncode == 0, made.stderr
     done = run_stgt(
-        "bench", "data", "--captions", tmp_path / "clips" / "train" / "captions.csv", "--num-frames", "2", "--image-size", "32",
-        "--batch-size", "2", "--seconds", "0.2", "--repeats", "1", "--step-milliseconds", "20", "--step-batch-size", "2",
-        "--memory-records", "1000", "--json", tmp_path / "figures.json",
+        "bench", "data", "--captions", tmp_path / "clips" / "train" / "captions.csv", "--num-frames", "2",
+        "--image-size", "32", "--batch-size", "2", "--seconds", "0.2", "--repeats", "1", "--step-milliseconds", "20",
+        "--step-batch-size", "2", "--memory-records", "1000", "--json", tmp_path / "figures.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures, text = json.loads((tmp_path / "figures.json").read_text()), done.stdout

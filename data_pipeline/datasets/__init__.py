@@ -1,0 +1,1 @@
+"""The public data sets: reads their annotation files as they are distributed, one module for each data set."""

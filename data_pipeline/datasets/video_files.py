@@ -1,0 +1,67 @@
+"""Finds the file of a video that an annotation names by an id, by a name without extension or with another one."""
+
+import os
+from pathlib import Path
+
+from data_pipeline.errors import DataError
+
+# The first one is taken where a folder holds a video in several forms.
+SUFFIXES = (
+    ".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".3g2", ".mts", ".m2ts",
+    ".ts", ".ogv", ".vob",
+)  # fmt: skip
+
+
+class VideoFiles:
+    """The videos under a folder. Each of its folders is listed once, when it is needed.
+
+    Args:
+      folder: of the videos.
+
+    Raises:
+      DataError: there is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DataError(f"no folder of videos '{folder}'; --videos names it")
+        self.folder = folder
+        self._by_stem: dict[str, dict[str, str]] = {}  # folder -> stem -> name of the file
+
+    def find(self, name: str, inside: str = "") -> str:
+        """Returns the path of a video relative to the folder.
+
+        Ids may hold dots, so only a known extension of a video is ever taken for one.
+
+        Args:
+          name: name of the file; also without its extension, or with that of another form of the video.
+          inside: the folder that it is in, relative to the folder of videos.
+
+        Returns:
+          The path of a file, or, if there is none, the path where it was expected.
+        """
+        path = os.path.join(inside, name)
+        if not name or (self.folder / path).is_file():
+            return path if name else ""
+        parent, base = os.path.split(path)
+        files = self._list(parent)
+        stem = _stem(base)
+        found = files.get(base) or files.get(stem)
+        return os.path.join(parent, found or (base if stem != base else f"{base}{SUFFIXES[0]}"))
+
+    def _list(self, inside: str) -> dict[str, str]:
+        if inside not in self._by_stem:
+            names = []
+            if (self.folder / inside).is_dir():
+                names = [name for name in os.listdir(self.folder / inside) if _stem(name) != name]
+            by_preference = sorted(names, key=lambda name: (SUFFIXES.index(_suffix(name)), name), reverse=True)
+            self._by_stem[inside] = {_stem(name): name for name in by_preference}
+        return self._by_stem[inside]
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0] if _suffix(name) in SUFFIXES else name
