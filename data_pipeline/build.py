@@ -1,54 +1,40 @@
 """Builds a split of a shard set from a caption file and the videos it names: decode, tokenise, write.
 
 Decoding runs in several processes. Everything else streams through this one, in the order of the caption file. What
-cannot be used is left out, counted, and listed in the split's `rejected.jsonl`. A build that fails leaves nothing.
+cannot be used is left out, counted, and listed in the split's `rejected.jsonl`. An interrupted build goes on with the
+shards that it has finished when the same command runs again.
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import functools
-import hashlib
-import json
-import multiprocessing
+import logging
 import os
 import re
-import shutil
-import signal
-import sys
-import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from etils import epath
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
+from data_pipeline.beam_build import build_shards_on_beam
+from data_pipeline.build_plan import BuildPlan, clean_rows, group_rows, usual_shard_length
 from data_pipeline.captions import CaptionedVideos, CaptionRow, read_captions
 from data_pipeline.config import CLIP_TIME_LIMIT, DEFAULT_JPEG_QUALITY, Encoding, FrameShape, TextCleaning
-from data_pipeline.decode import FrameOptions, decode_clip
+from data_pipeline.decode import FrameOptions
 from data_pipeline.errors import DataError
-from data_pipeline.packets import ClipError
-from data_pipeline.processes import (
-    ahead,
-    call_until_stopped,
-    hold_signals,
-    no_signal_while_starting,
-    start_stoppable_worker,
-)
-from data_pipeline.shards import VOCAB_NAME, ShardSettings, VideoRecord, hash_file, list_splits, write_split
-from data_pipeline.storage import local_path
-from data_pipeline.stored_frames import StoredFrames, encode_jpeg
-from data_pipeline.text_cleaning import clean_caption, clean_question
-from data_pipeline.tokenizer import copy_vocab, encode, load_tokenizer, num_tokens, train_vocab, vocab_size
+from data_pipeline.finish_split import REJECTED_NAME, PreviousBuild, finish_split
+from data_pipeline.incomplete_folder import incomplete_folder, keep_finished_shards, stopping_in_good_order
+from data_pipeline.shard_build import NOTHING_KNOWN, build_shard, read_reports, videos_to_read
+from data_pipeline.shards import VOCAB_NAME, ShardSettings, hash_file, list_splits
+from data_pipeline.storage import any_path, local_path, size_of, written_locally
+from data_pipeline.tokenizer import copy_vocab, load_tokenizer, train_vocab, vocab_size
+from data_pipeline.video_reader import VideoReader, read_videos
 
-REJECTED_NAME = "rejected.jsonl"
-_HASHED_BYTES = 1 << 20
-_DISK_IS_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
+_log = logging.getLogger("stgt_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,54 +79,6 @@ class BuildReport:
         return "\n".join(lines)
 
 
-@dataclasses.dataclass
-class _Tally:
-    """What `_records` counts while it yields records."""
-
-    num_written: int = 0  # rows
-    reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    num_truncated_captions: int = 0
-    num_hdr_videos: int = 0
-    num_damaged_videos: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Video:
-    """A video, or a segment of one, and the rows of the caption file about it."""
-
-    name: str
-    start: float | None
-    end: float | None
-    group: str
-    rows: tuple[CaptionRow, ...]
-    caption_lengths: tuple[int, ...] = ()  # tokens of the caption of each row, [CLS] and [SEP] included
-    empty_rows: tuple[tuple[CaptionRow, str], ...] = ()  # left out, each with the reason
-
-    @property
-    def id(self) -> str:
-        """The name; of a segment with a media fragment, as in web addresses."""
-        return self.name + self.segment
-
-    @property
-    def segment(self) -> str:
-        """The media fragment, empty for a whole video."""
-        if self.start is None and self.end is None:
-            return ""
-        return f"#t={self.start or 0:g}" + ("" if self.end is None else f",{self.end:g}")
-
-
-@dataclasses.dataclass(frozen=True)
-class _KeptFrames:
-    """What a worker process makes of a video."""
-
-    video_key: int
-    stored: Any  # as in StoredFrames
-    frame_numbers: np.ndarray
-    num_frames: int
-    is_hdr: bool
-    is_damaged: bool
-
-
 def build_shards(
     captions: str | Path | CaptionedVideos,
     out: str | Path,
@@ -156,8 +94,12 @@ def build_shards(
     jpeg_quality: int = DEFAULT_JPEG_QUALITY,
     max_damage: float = 0.0,
     time_limit: float = CLIP_TIME_LIMIT,
+    videos_per_shard: int | None = None,
     num_workers: int | None = None,
     overwrite: bool = False,
+    retry_rejected: bool = False,
+    beam_runner: str | None = None,
+    beam_options: str = "",
     progress: bool = True,
 ) -> BuildReport:
     """Makes split `split` of the shard set `out` from a caption file and the videos it names.
@@ -177,63 +119,70 @@ def build_shards(
       jpeg_quality: 1 to 100.
       max_damage: share of a video, from 0 to 1, that may be damaged or missing.
       time_limit: seconds for reading one video.
+      videos_per_shard: videos in a file of records. By default as many as have about 256 MB.
       num_workers: decoding processes; 0 decodes in this one. By default one for each CPU core.
       overwrite: replace the split if it is there already.
+      retry_rejected: read the videos again that an earlier build of the same rows rejected, and keep its other records.
+      beam_runner: a runner of Apache Beam that builds the shards, such as "DirectRunner" or "DataflowRunner"; by
+        default this process and its workers do.
+      beam_options: options of the Beam pipeline, as on a command line.
       progress: show a progress bar.
 
     Raises:
-      DataError: bad caption file, vocabulary or option; a split that is there already; no usable video; a full disk; a
-        path in a bucket.
+      DataError: bad caption file, vocabulary or option; a split that is there already; no usable video; a full disk.
     """
-    start, out = time.perf_counter(), local_path(out)
+    start, out = time.perf_counter(), any_path(out)
     _check_split_name(split)
     _check_range(
         num_kept_frames=(num_kept_frames, 1),
         resize=(resize, 1),
         max_text_length=(max_text_length, 3),
         num_workers=(num_workers or 0, 0),
+        videos_per_shard=(1 if videos_per_shard is None else videos_per_shard, 1),
         jpeg_quality=(jpeg_quality, 1, 100),
         max_damage=(max_damage, 0, 1),
         time_limit=(time_limit, 0),
     )
     source = captions if isinstance(captions, CaptionedVideos) else _from_caption_file(local_path(captions))
-    rows = [_cleaned(row, clean_text) for row in source.rows]
-    videos = _group_rows(source.source, rows)
-    if (out / split).exists() and not overwrite:
+    source = dataclasses.replace(source, rows=clean_rows(source.rows, clean_text))
+    videos = group_rows(source)
+    if (out / split).exists() and not overwrite and not retry_rejected:
         raise DataError(f"'{out / split}' exists already; choose another folder or split, or --overwrite it")
     quality = jpeg_quality if encoding == "jpeg" else None
-    frames = FrameOptions(num_kept_frames, resize, frame_shape, max_damage, time_limit)
-    read = functools.partial(_try_read, source.folder, frames, quality)
-    tally = _Tally()
-    with _stopping_in_good_order(), _incomplete_folder(out, split) as folder:
-        tokenizer = _place_vocab(folder / VOCAB_NAME, out, vocab, split, rows)
+    with stopping_in_good_order(), incomplete_folder(out, split) as folder:
+        tokenizer = _place_vocab(folder / VOCAB_NAME, out, vocab, split, source.rows)
         settings = ShardSettings(num_kept_frames, resize, frame_shape, encoding, quality, max_text_length,
                                  hash_file(folder / VOCAB_NAME), clean_text)  # fmt: skip
-        with (folder / REJECTED_NAME).open("w", encoding="utf-8") as rejected:
-            sorted_videos = (_without_empty_rows(video, tokenizer) for video in videos)
-            with contextlib.closing(_map_videos(read, sorted_videos, num_workers, len(videos))) as read_videos:
-                bar = tqdm(read_videos, f"building {split}", len(videos), unit=" videos", disable=not progress)
-                records = _records(bar, tokenizer, settings, _Rejects(rejected, tally))
-                num_videos = write_split(folder, split, records, settings)
+        plan = BuildPlan(split, videos, max_damage, settings, videos_per_shard or usual_shard_length(settings))
+        if num_finished := keep_finished_shards(plan, folder):
+            _log.info("an earlier build finished %d of %d shards; going on", num_finished, plan.num_shards)
+        previous = PreviousBuild.open(out, plan) if retry_rejected else None
+        if previous:
+            previous.take_over(plan, folder)
+        frames = FrameOptions(num_kept_frames, resize, frame_shape, max_damage, time_limit)
+        reader = VideoReader(source.folder, frames, quality)
+        todo = [number for number, report in enumerate(read_reports(plan, folder)) if report is None]
+        if beam_runner is None:
+            _build_shards_here(plan, todo, folder, tokenizer, reader, previous, num_workers, progress)
+        else:
+            build_shards_on_beam(plan, todo, folder, reader, previous, beam_runner, beam_options)
+        tally, num_videos = finish_split(plan, folder)
         if num_videos == 0:
-            listed = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
+            listed = ", ".join(f"{count} {reason}" for reason, count in tally.most_common_reasons().items())
             raise DataError(
-                f"no usable video in {source.source}, row 1 is '{rows[0].video}' ({len(rows)} rows: {listed})"
+                f"no usable video in {source.source}, row 1 is '{source.rows[0].video}' ({len(source.rows)} rows:"
+                f" {listed})"
             )
-        if tally.num_written + tally.reasons.total() != len(rows):
-            raise RuntimeError(
-                f"{len(rows)} rows, but {tally.num_written} written and {tally.reasons.total()} rejected"
-            )
-        num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        num_bytes = sum(map(size_of, folder.iterdir()))
     seconds = time.perf_counter() - start
     return BuildReport(
         shards=str(out),
         split=split,
-        num_rows=len(rows),
+        num_rows=len(source.rows),
         num_written=tally.num_written,
-        num_rejected=tally.reasons.total(),
+        num_rejected=tally.num_rejected,
         num_videos=num_videos,
-        rejected_by_reason=dict(tally.reasons.most_common()),
+        rejected_by_reason=tally.most_common_reasons(),
         num_truncated_captions=tally.num_truncated_captions,
         num_hdr_videos=tally.num_hdr_videos,
         num_damaged_videos=tally.num_damaged_videos,
@@ -242,6 +191,27 @@ def build_shards(
         seconds=seconds,
         videos_per_second=len(videos) / seconds,
     )
+
+
+def _build_shards_here(
+    plan: BuildPlan,
+    todo: Sequence[int],
+    folder: Path | epath.Path,
+    tokenizer: BertWordPieceTokenizer,
+    reader: VideoReader,
+    previous: PreviousBuild | None,
+    num_workers: int | None,
+    progress: bool,
+) -> None:
+    """Builds the shards `todo`, one after the other; workers read the videos of all in one stream."""
+    known = functools.lru_cache(3)(previous.known if previous else lambda _: NOTHING_KNOWN)
+    wanted = (video for number in todo for video in videos_to_read(plan.shard(number), tokenizer, known(number)))
+    num_videos = sum(len(plan.shard(number).videos) for number in todo)
+    num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    with contextlib.closing(read_videos(reader, wanted, num_workers, num_videos)) as read:
+        frames = iter(tqdm(read, f"building {plan.split}", num_videos, unit=" videos", disable=not progress))
+        for number in todo:
+            build_shard(plan.shard(number), folder, tokenizer, frames, known(number))
 
 
 def _check_split_name(split: str) -> None:
@@ -262,96 +232,8 @@ def _from_caption_file(path: Path) -> CaptionedVideos:
     return CaptionedVideos(read_captions(path), path.parent, f"'{path}'")
 
 
-def _cleaned(row: CaptionRow, cleaning: TextCleaning) -> CaptionRow:
-    if cleaning == "none":
-        return row
-    caption, question = clean_caption(row.caption, cleaning), clean_question(row.question, cleaning)
-    return dataclasses.replace(row, caption=caption, question=question)
-
-
-def _group_rows(source: str, rows: Sequence[CaptionRow]) -> list[_Video]:
-    """Returns the videos in the order in which they first occur, each with its rows."""
-    found: dict[tuple[str, float | None, float | None], list[CaptionRow]] = {}
-    for row in rows:
-        found.setdefault((row.video, row.start, row.end), []).append(row)
-    videos = []
-    for key, same in found.items():
-        groups = list(dict.fromkeys(row.group for row in same if row.group))
-        if len(groups) > 1:
-            raise DataError(
-                f"{source}: the rows of video '{same[0].video}' name the groups '{groups[0]}' and '{groups[1]}'; a"
-                " video belongs to one group"
-            )
-        videos.append(_Video(*key, groups[0] if groups else "", tuple(same)))
-    return videos
-
-
-@contextlib.contextmanager
-def _stopping_in_good_order() -> Iterator[None]:
-    """Makes SIGTERM end the build as an exception does, so that it leaves nothing behind."""
-    if threading.current_thread() is not threading.main_thread():  # Python calls handlers in the main thread alone
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-
-
-@contextlib.contextmanager
-def _incomplete_folder(out: Path, split: str) -> Iterator[Path]:
-    """Yields a hidden folder to build in. At the end it becomes `out/split`; after an error it is deleted."""
-    folder, replaced, is_new = out / f".{split}.incomplete", out / f".{split}.replaced", not out.exists()
-    try:
-        lock = _claim(folder)
-    except OSError as error:
-        raise DataError(f"cannot write shard set '{out}': {error.strerror or error}") from error
-    try:
-        yield folder
-        if (out / split).exists():
-            shutil.rmtree(replaced, ignore_errors=True)  # of a build that was stopped
-        with hold_signals():  # a stop leaves the old split or the new one
-            if (out / split).exists():
-                (out / split).rename(replaced)
-            folder.rename(out / split)
-            os.replace(out / split / VOCAB_NAME, out / VOCAB_NAME)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except DataError:
-        raise
-    except Exception as error:  # TFDS and ArrayRecord raise other types for a full disk
-        full = next((reason for reason in _DISK_IS_FULL if reason in str(error)), None)
-        if full or isinstance(error, OSError):
-            raise DataError(f"cannot write shard set '{out}': {full or getattr(error, 'strerror', error)}") from error
-        raise
-    finally:
-        if replaced.exists() and not (out / split).exists():
-            replaced.rename(out / split)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-        if is_new:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # only if empty
-
-
-def _claim(folder: Path) -> int:
-    """Makes a folder for this process alone, without what a killed build left; returns the descriptor of its lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise DataError(f"another process is building in '{folder}'; wait for it, or choose another folder") from None
-    except OSError:
-        pass  # a file system without locks, where two builds do not notice each other
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return lock
-
-
 def _place_vocab(
-    target: Path, out: Path, vocab: str | Path | None, split: str, rows: list[CaptionRow]
+    target: Path | epath.Path, out: Path | epath.Path, vocab: str | Path | None, split: str, rows: list[CaptionRow]
 ) -> BertWordPieceTokenizer:
     """Writes the vocabulary to `target`: the given one, else that of the shard set, else one made from the captions."""
     others = [name for name in list_splits(out) if name != split]
@@ -363,138 +245,13 @@ def _place_vocab(
                 " choose another folder or leave the vocabulary out"
             )
         vocab = shared
-    if vocab is not None:
-        copy_vocab(vocab, target)
-    elif split in ("train", "train_and_val"):
-        train_vocab((row.caption for row in rows), target)
-    else:
-        raise DataError(f"split '{split}' needs a vocabulary; build split 'train' in '{out}' first, or give --vocab")
-    return load_tokenizer(target)
-
-
-def _try_read(root: Path, options: FrameOptions, jpeg_quality: int | None, video: _Video) -> _KeptFrames | str:
-    """Returns the frames of a video, or the reason why there are none. Runs in the worker processes."""
-    if not video.rows:
-        return "no row is left"
-    try:
-        clip = decode_clip(root / video.name, options, start=video.start, end=video.end)
-        key = _video_key(root / video.name, video.segment)
-    except ClipError as error:
-        return str(error)
-    except OSError as error:
-        return f"not readable: {error.strerror or error}"
-    stored = clip.frames if jpeg_quality is None else encode_jpeg(clip.frames, jpeg_quality)
-    return _KeptFrames(key, stored, clip.frame_numbers, clip.num_frames, clip.is_hdr, clip.damage > 0)
-
-
-def _video_key(path: Path, segment: str) -> int:
-    """Returns `VideoRecord.video_key`, from the size and three parts of the file: a film has several GB."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest = hashlib.sha256(f"{size} {segment}".encode())
-        for start in (0, max(0, size - _HASHED_BYTES) // 2, max(0, size - _HASHED_BYTES)):
-            file.seek(start)
-            digest.update(file.read(_HASHED_BYTES))
-    return int.from_bytes(digest.digest()[:8], "little") >> 1
-
-
-def _map_videos(
-    read: Any, videos: Iterable[_Video], num_workers: int | None, num_videos: int
-) -> Generator[tuple[_Video, Any]]:
-    """Yields (video, read(video)) in order. Each worker reads at most a few videos ahead."""
-    if num_workers is None:
-        num_workers = os.cpu_count() or 1
-    if num_workers == 0:
-        yield from ((video, read(video)) for video in videos)
-        return
-    # Spawned: a forked child of a process with JAX or decoding threads can hang.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(num_workers, num_videos), mp_context=context, initializer=start_stoppable_worker, initargs=(stop,)
-    )
-    latest = ""  # the video last submitted or waited for
-
-    def submit(video: _Video) -> tuple[_Video, concurrent.futures.Future[Any]]:
-        nonlocal latest
-        latest = video.name
-        with no_signal_while_starting():  # the first submissions start the workers
-            return video, pool.submit(call_until_stopped, read, video)
-
-    try:
-        for video, future in ahead(map(submit, videos), 4 * num_workers):
-            latest = video.name
-            yield video, future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise DataError(f"a decoding process died at or near '{latest}': out of memory? try fewer workers") from error
-    finally:
-        stop.set()  # a long video takes minutes, more than a scheduler waits before it kills what it has asked to stop
-        pool.shutdown(cancel_futures=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rejects:
-    """The open `rejected.jsonl`, a line for each row that cannot be used."""
-
-    file: Any
-    tally: _Tally
-
-    def add(self, row: CaptionRow, reason: str) -> None:
-        """Lists and counts a row."""
-        line = {"video": row.video, "reason": reason, "row": row.number, "caption": row.caption or row.question}
-        self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.tally.reasons[reason.split(":")[0]] += 1
-
-
-def _without_empty_rows(video: _Video, tokenizer: BertWordPieceTokenizer) -> _Video:
-    """Returns the video with the rows that hold a text and, apart from them, those that do not."""
-    kept, kept_lengths, empty = [], [], []
-    lengths = num_tokens(tokenizer, [row.caption for row in video.rows])
-    for row, length in zip(video.rows, lengths, strict=True):
-        if not row.video:
-            empty.append((row, "no video named"))
-        elif row.question and not row.answer:
-            empty.append((row, "question without an answer"))
-        elif length > 2 or (row.question and not row.caption):  # more than [CLS] and [SEP]
-            kept.append(row)
-            kept_lengths.append(length)
+    with written_locally(target) as file:
+        if vocab is not None:
+            copy_vocab(vocab, file)
+        elif split in ("train", "train_and_val"):
+            train_vocab((row.caption for row in rows), file)
         else:
-            empty.append((row, "empty caption: no token in it" if row.caption else "empty caption"))
-    return dataclasses.replace(video, rows=tuple(kept), caption_lengths=tuple(kept_lengths), empty_rows=tuple(empty))
-
-
-def _records(
-    videos: Iterable[tuple[_Video, _KeptFrames | str]],
-    tokenizer: BertWordPieceTokenizer,
-    settings: ShardSettings,
-    rejects: _Rejects,
-) -> Iterator[VideoRecord]:
-    """Yields the records to write. Empty rows and those of videos without frames are listed."""
-    tally = rejects.tally
-    for video, kept in videos:
-        for row, reason in video.empty_rows:
-            rejects.add(row, reason)
-        if isinstance(kept, str):
-            for row in video.rows:
-                rejects.add(row, kept)
-            continue
-        captions = tuple(row.caption for row in video.rows if row.caption)
-        asked = [row for row in video.rows if row.question]
-        input_ids, attention_mask = encode(tokenizer, captions, settings.max_text_length)
-        tally.num_written += len(video.rows)
-        tally.num_truncated_captions += sum(n > settings.max_text_length for n in video.caption_lengths)
-        tally.num_hdr_videos += kept.is_hdr
-        tally.num_damaged_videos += kept.is_damaged
-        yield VideoRecord(
-            video_id=video.id,
-            video_key=kept.video_key,
-            group=video.group,
-            frames=StoredFrames(kept.stored, settings.encoding),
-            frame_numbers=kept.frame_numbers,
-            num_frames=kept.num_frames,
-            captions=captions,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            questions=tuple(row.question for row in asked),
-            answers=tuple(row.answer for row in asked),
-        )
+            raise DataError(
+                f"split '{split}' needs a vocabulary; build split 'train' in '{out}' first, or give --vocab"
+            )
+    return load_tokenizer(target)

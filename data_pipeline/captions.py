@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from data_pipeline.errors import DataError
 from data_pipeline.text_files import SURROGATE, read_json, read_table
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class CaptionRow:
     """One caption of a video, or one question with an answer. A missing text is empty."""
 
@@ -40,7 +42,7 @@ class CaptionedVideos:
     """The rows of a split and where their videos are."""
 
     rows: list[CaptionRow]
-    folder: Path  # that the rows' videos are relative to
+    folder: Path | epath.Path  # that the rows' videos are relative to
     source: str  # names the rows in messages
     remarks: tuple[str, ...] = ()  # on their numbers
 

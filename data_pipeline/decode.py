@@ -92,8 +92,10 @@ def decode_clip(
             return dataclasses.replace(clip, damage=min(1.0, clip.damage + missing))
     except ClipError:
         raise
-    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:  # one bad clip must not end a long build
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:  # one bad clip must not end a long build
         raise ClipError(f"damaged: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise ClipError(f"not readable: {error.strerror or error}") from error
 
 
 def _missing_share(session: Session) -> float:

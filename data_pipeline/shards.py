@@ -11,10 +11,8 @@ folder. It is read from there or, after copying, from Google Cloud Storage.
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +28,10 @@ from stgt_jax.checks import in_bucket
 VOCAB_NAME = "vocab.txt"
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
-_INDEX_TYPE = np.dtype([("num_captions", "<i4"), ("video_key", "<i8")])  # of the array [videos] in that file
+INDEX_TYPE = np.dtype([("num_captions", "<i4"), ("video_key", "<i8")])  # of the array [videos] in that file
 SCHEMA = 3  # version of the records; 1 had one record for each caption, 2 no video_key
-_NAME, _VERSION = "videos", f"{SCHEMA}.0.0"
-_SHARD_BYTES = 128 << 20
-_METADATA_NAMES = (INDEX_NAME, "dataset_info.json", "features.json")
+DATASET_NAME, DATASET_VERSION = "videos", f"{SCHEMA}.0.0"
 _TEXT_LISTS = ("captions", "questions", "answers")
-_WRITE_BATCH = 16  # records handed to TFDS at a time: it rewrites its metadata at each call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +71,7 @@ def hash_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _features(settings: ShardSettings) -> tfds.features.FeaturesDict:
+def features_of(settings: ShardSettings) -> tfds.features.FeaturesDict:
     """The fields of `VideoRecord`. Raw frames are plain bytes: ArrayRecord compresses them, faster than zlib."""
     num_kept, length = settings.num_kept_frames, settings.max_text_length
     texts = tfds.features.Tensor(shape=(None,), dtype=np.object_)
@@ -100,7 +95,7 @@ def _features(settings: ShardSettings) -> tfds.features.FeaturesDict:
     )
 
 
-def _to_example(record: VideoRecord) -> dict[str, Any]:
+def to_example(record: VideoRecord) -> dict[str, Any]:
     """Returns a record as TFDS writes it."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     texts = {name: np.array([text.encode() for text in values[name]], object) for name in _TEXT_LISTS}
@@ -119,7 +114,7 @@ def _from_example(example: dict[str, Any], encoding: Encoding) -> VideoRecord:
 def hash_record(record: VideoRecord) -> bytes:
     """Returns the SHA-256 of all that a record holds."""
     digest = hashlib.sha256()
-    for name, value in sorted(_to_example(record).items()):
+    for name, value in sorted(to_example(record).items()):
         parts = list(value) if isinstance(value, np.ndarray) and value.dtype == object else [value]
         digest.update(f"{name} {len(parts)} ".encode())
         for part in parts:
@@ -129,52 +124,13 @@ def hash_record(record: VideoRecord) -> bytes:
     return digest.digest()
 
 
-def write_split(folder: Path, split: str, records: Iterable[VideoRecord], settings: ShardSettings) -> int:
-    """Writes records to ArrayRecord files in `folder`; returns their number.
-
-    The order is kept, and only a few records are in memory at a time. (TFDS's `GeneratorBasedBuilder` would shuffle all
-    records in memory, and needs TensorFlow for more than 1 GB; `SequentialWriter` does not.)
-    """
-    identity = tfds.core.DatasetIdentity(_NAME, tfds.core.Version(_VERSION), str(folder), module_name=__name__)
-    info = tfds.core.DatasetInfo(builder=identity, features=_features(settings), disable_shuffling=True)
-    records = iter(records)
-    first = next(records, None)
-    if first is None:
-        return 0
-    num_bytes = sum(len(memoryview(frame).cast("B")) for frame in first.frames.stored)
-    writer = tfds.core.SequentialWriter(
-        info, max_examples_per_shard=max(1, _SHARD_BYTES // num_bytes), file_format="array_record"
-    )
-    writer.initialize_splits([split])
-    index: list[tuple[int, int]] = []
-    num_questions, digest, records = 0, hashlib.sha256(), itertools.chain([first], records)
-    while batch := list(itertools.islice(records, _WRITE_BATCH)):
-        writer.add_examples({split: [_to_example(record) for record in batch]})
-        for record in batch:
-            index.append((len(record.captions), record.video_key))
-            num_questions += len(record.questions)
-            digest.update(hash_record(record))
-    writer.close_all()
-    np.save(folder / INDEX_NAME, np.array(index, _INDEX_TYPE))
-    names = sorted(path for path in folder.iterdir() if path.name in _METADATA_NAMES or _is_shard(path.name))
-    manifest = {
-        "schema": SCHEMA,
-        "num_videos": len(index),
-        "num_captions": sum(num_captions for num_captions, _ in index),
-        "num_questions": num_questions,
-        "records_sha256": digest.hexdigest(),
-        "settings": dataclasses.asdict(settings),
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in names},
-    }
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest | {"sha256": _hash_manifest(manifest)}, indent=2) + "\n")
-    return len(index)
-
-
-def _is_shard(name: str) -> bool:
+def is_shard(name: str) -> bool:
+    """Whether a file of that name holds records."""
     return ".array_record" in name
 
 
-def _hash_manifest(manifest: dict[str, Any]) -> str:
+def hash_manifest(manifest: dict[str, Any]) -> str:
+    """Returns the SHA-256 of what a manifest says, in hexadecimal."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -208,7 +164,7 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text())
         schema = manifest.get("schema", 1)
-        if schema == SCHEMA and manifest["sha256"] != _hash_manifest(manifest):
+        if schema == SCHEMA and manifest["sha256"] != hash_manifest(manifest):
             raise ValueError("it was changed")
         settings, files = _read_settings(manifest), manifest["files"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -257,12 +213,14 @@ class ShardSource:
             raise DataError(f"shard set '{self._folder}' has {num_records} records, not {manifest['num_videos']}")
         self.num_captions: int = manifest["num_captions"]
         self.records_sha256: str = manifest["records_sha256"]
+        self.shard_lengths: list[int] = list(self._info.shard_lengths)
+        self.manifest = manifest
         # The SHA-256, in hexadecimal, that each file of the split had when it was built.
         self.file_hashes = {self._folder / name: described["sha256"] for name, described in manifest["files"].items()}
 
     def unknown_files(self) -> list[epath.Path]:
         """Returns the shard files that do not belong to the split's build."""
-        return sorted(path for path in self._folder.iterdir() if _is_shard(path.name) and path not in self.file_hashes)
+        return sorted(path for path in self._folder.iterdir() if is_shard(path.name) and path not in self.file_hashes)
 
     @property
     def vocab(self) -> bytes:
@@ -298,7 +256,7 @@ class ShardSource:
                 index = np.load(file)
         except Exception as error:  # a damaged header makes NumPy's parser raise many types
             raise DataError(f"'{path}' cannot be read: rebuild split '{self.split}'") from error
-        fits = index.shape == (len(self),) and index.dtype == _INDEX_TYPE
+        fits = index.shape == (len(self),) and index.dtype == INDEX_TYPE
         if not fits or index["num_captions"].sum() != self.num_captions:
             raise DataError(f"'{path}' does not fit its split: rebuild split '{self.split}'")
         return index

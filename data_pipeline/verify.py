@@ -27,7 +27,7 @@ from data_pipeline.shards import (
 )
 from data_pipeline.tokenizer import encode, load_tokenizer
 
-_RECORDS_AT_A_TIME = 64
+_RECORDS_AT_A_TIME, _HASH_BYTES = 64, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Found:
     num_questions: int = 0
     problems: list[str] = dataclasses.field(default_factory=list)
     remarks: list[str] = dataclasses.field(default_factory=list)
-    hashes: bytes = b""  # of the records, 32 bytes each
+    hashes: bytes = b""  # of the records, _HASH_BYTES each
     id_hashes: list[int] = dataclasses.field(default_factory=list)  # of their video ids
 
 
@@ -92,7 +92,7 @@ def _verify_split(shards: str | Path, split: str, num_workers: int | None, progr
     except DataError as error:
         problems.append(str(error))
         index = None
-    found, digest = _Found(), hashlib.sha256()
+    found, digest = _Found(), _RecordsDigest(source.shard_lengths)
     bar = tqdm(total=len(source), desc=f"verifying {split}", unit=" videos", disable=not progress)
     for part in _check_all(source, index, num_workers):
         digest.update(part.hashes)
@@ -133,6 +133,24 @@ def _check_all(source: ShardSource, index: np.ndarray | None, num_workers: int |
         pool.shutdown(cancel_futures=True)
 
 
+class _RecordsDigest:
+    """The hash of all records, as the manifest has it: of the hashes of the files, each over those of its records."""
+
+    def __init__(self, shard_lengths: list[int]) -> None:
+        self._digests = [hashlib.sha256() for _ in shard_lengths]
+        self._ends, self._position = np.cumsum(shard_lengths), 0
+
+    def update(self, hashes: bytes) -> None:
+        """Adds the hashes of the next records."""
+        for start in range(0, len(hashes), _HASH_BYTES):
+            shard = int(np.searchsorted(self._ends, self._position, side="right"))
+            self._digests[shard].update(hashes[start : start + _HASH_BYTES])
+            self._position += 1
+
+    def hexdigest(self) -> str:
+        return hashlib.sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()
+
+
 class _Checker:
     """Checks records of a split."""
 
@@ -148,6 +166,7 @@ class _Checker:
             except DataError as error:
                 found.problems.append(str(error))
                 found.id_hashes.append(index)  # of no other record
+                found.hashes += bytes(_HASH_BYTES)
                 continue
             found.num_captions += len(record.captions)
             found.num_questions += len(record.questions)

@@ -7,6 +7,7 @@ from data_pipeline.datasets import didemo, folder, lavis, lsmdc, msrvtt, msvd, v
 from data_pipeline.datasets.dataset import Counts, Request, count
 from data_pipeline.datasets.video_files import VideoFiles
 from data_pipeline.errors import DataError
+from data_pipeline.storage import any_path
 from stgt_jax.checks import did_you_mean
 
 DATASETS = {
@@ -52,7 +53,7 @@ def read_dataset(
     if not annotations.exists():
         raise DataError(f"no file or folder '{annotations}'; --annotations names one")
     folder = annotations if annotations.is_dir() else annotations.parent
-    files = VideoFiles(Path(videos) if videos is not None else folder)
+    files = VideoFiles(any_path(videos) if videos is not None else folder)
     annotated = DATASETS[name].read(Request(annotations, files, split, variant))
     title = " ".join(filter(None, (name, variant)))
     if not annotated.rows:

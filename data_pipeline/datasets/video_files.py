@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+from etils import epath
+
 from data_pipeline.errors import DataError
+from stgt_jax.checks import in_bucket
 
 # The first one is taken where a folder holds a video in several forms.
 SUFFIXES = (
@@ -22,7 +25,7 @@ class VideoFiles:
       DataError: there is no such folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | epath.Path) -> None:
         if not folder.is_dir():
             raise DataError(f"no folder of videos '{folder}'; --videos names it")
         self.folder = folder
@@ -41,10 +44,12 @@ class VideoFiles:
           The path of a file, or, if there is none, the path where it was expected.
         """
         path = os.path.join(inside, name)
-        if not name or (self.folder / path).is_file():
+        if not name or (not in_bucket(self.folder) and (self.folder / path).is_file()):
             return path if name else ""
         parent, base = os.path.split(path)
-        files = self._list(parent)
+        files = self._list(parent)  # also in a bucket, where asking for each file takes long
+        if base in files.values():
+            return path
         stem = _stem(base)
         found = files.get(base) or files.get(stem)
         return os.path.join(parent, found or (base if stem != base else f"{base}{SUFFIXES[0]}"))
@@ -53,7 +58,8 @@ class VideoFiles:
         if inside not in self._by_stem:
             names = []
             if (self.folder / inside).is_dir():
-                names = [name for name in os.listdir(self.folder / inside) if _stem(name) != name]
+                listed = [path.name for path in (self.folder / inside).iterdir()]
+                names = [name for name in listed if _stem(name) != name]
             by_preference = sorted(names, key=lambda name: (SUFFIXES.index(_suffix(name)), name), reverse=True)
             self._by_stem[inside] = {_stem(name): name for name in by_preference}
         return self._by_stem[inside]

@@ -27,7 +27,12 @@ def data_build(
     time_limit: float = CLIP_TIME_LIMIT,  # seconds for reading one video
     max_text_length: int = 32,  # tokens of a caption, including [CLS] and [SEP]; longer captions are cut
     clean_text: TextCleaning = "none",  # lower case and without some marks, as LAVIS or STGT cleans texts
+    videos_per_shard: int | None = None,  # videos in a file of records; by default as many as have about 256 MB
+    num_workers: int | None = None,  # processes that read videos; by default one for each CPU core
     overwrite: bool = False,  # replace the split if it exists
+    retry_rejected: bool = False,  # read only the videos again that an earlier build rejected
+    beam_runner: str | None = None,  # build on Apache Beam, such as DirectRunner or DataflowRunner
+    beam_options: str = "",  # options of the Beam pipeline, in quotes, such as "--project=MINE --region=us-central1"
 ) -> Figures:
     """Build a split of a shard set from videos and their captions.
 
@@ -38,7 +43,9 @@ def data_build(
     from data_pipeline.captions import CaptionedVideos
     from data_pipeline.datasets.select import DATASETS, read_dataset
     from stgt_jax.checks import check, did_you_mean
+    from stgt_jax.storage import check_storage
 
+    check_storage(out, *([videos] if videos else []))
     captions: str | CaptionedVideos = source
     is_known = Path(source).suffix != "" or annotations is not None or source in DATASETS
     hint = did_you_mean(source, DATASETS)
@@ -54,6 +61,8 @@ def data_build(
         captions, out, split=split, vocab=vocab, num_kept_frames=num_kept_frames, resize=resize,
         frame_shape=frame_shape, encoding=encoding, jpeg_quality=jpeg_quality, max_damage=max_damage,
         time_limit=time_limit, max_text_length=max_text_length, clean_text=clean_text, overwrite=overwrite,
+        videos_per_shard=videos_per_shard, num_workers=num_workers, retry_rejected=retry_rejected,
+        beam_runner=beam_runner, beam_options=beam_options,
     )  # fmt: skip
     print(report.summary())
     return report.to_dict()

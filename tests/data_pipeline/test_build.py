@@ -133,7 +133,7 @@ def test_second_build_of_a_split_is_refused_while_the_first_one_runs(source, sha
             build_shards(source / "good.csv", tmp_path / "set", **OPTIONS)
         return decode_clip(*_, **options)
 
-    monkeypatch.setattr("data_pipeline.build.decode_clip", build_too)
+    monkeypatch.setattr("data_pipeline.video_reader.decode_clip", build_too)
     assert build_shards(source / "good.csv", tmp_path / "set", **OPTIONS).num_written == len(ROWS)
     assert rows_of(open_shards(tmp_path / "set", "train")) == rows_of(open_shards(shards, "train"))
 

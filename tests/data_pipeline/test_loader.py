@@ -19,7 +19,8 @@ import pytest
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.loader import TrainLoader, eval_batches, num_videos, train_loader
-from data_pipeline.shards import ShardSettings, VideoRecord, hash_file, open_shards, write_split
+from data_pipeline.shard_writer import write_split
+from data_pipeline.shards import ShardSettings, VideoRecord, hash_file, open_shards
 from data_pipeline.stored_frames import StoredFrames, encode_jpeg
 from stgt_jax.errors import STGTError
 

@@ -15,7 +15,8 @@ from data_pipeline.config import DataConfig
 from data_pipeline.contact_sheet import write_contact_sheet
 from data_pipeline.errors import DataError
 from data_pipeline.loader import eval_batches, train_loader
-from data_pipeline.shards import open_shards, write_split
+from data_pipeline.shard_writer import write_split
+from data_pipeline.shards import open_shards
 from data_pipeline.stored_frames import StoredFrames
 from data_pipeline.verify import verify_shards
 

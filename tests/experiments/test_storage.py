@@ -55,6 +55,33 @@ def test_training_in_a_bucket_goes_on_and_is_evaluated(store, run_stgt):
     assert done.returncode == 0 and "text to video" in done.stdout, done.stderr
 
 
+def test_shard_set_is_built_in_a_bucket_from_videos_in_a_bucket(store, run_stgt, tmp_path, shards):
+    clips = shards.parent / "clips"
+    captions = (clips / "train" / "captions.csv").read_text()
+    for file in (clips / "train").glob("*.mp4"):
+        store.put(f"bucket/videos/{file.name}", file.read_bytes())
+    (tmp_path / "captions.csv").write_text(captions + "missing.mp4,a red circle moves\n")
+    out = "gs://bucket/built"
+    build = ["data", "build", "folder", "--annotations", tmp_path / "captions.csv", "--videos", "gs://bucket/videos",
+             "--out", out, "--resize", "32", "--videos-per-shard", "3", "--json", tmp_path / "built.json"]  # fmt: skip
+    done = run_stgt(*build, "--beam-runner", "DirectRunner")
+    assert done.returncode == 0, done.stderr
+    built = json.loads((tmp_path / "built.json").read_text())
+    assert built["rejected_by_reason"] == {"missing": 1} and built["num_rejected"] == 1
+    names = [name.removeprefix("bucket/built/") for name in store.names("bucket/built/")]
+    assert {"vocab.txt", "train/manifest.json", "train/rejected.jsonl"} <= set(names)
+    assert not [name for name in names if name.startswith(".")], "nothing is left of the build"
+    verified = run_stgt("data", "verify", out)
+    assert verified.returncode == 0 and f"{built['num_videos']} videos" in verified.stdout, verified.stderr
+
+    store.put("bucket/videos/missing.mp4", next((clips / "train").glob("*.mp4")).read_bytes())
+    assert "exists already" in run_stgt(*build).stderr
+    done = run_stgt(*build, "--retry-rejected")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "built.json").read_text())["num_rejected"] == 0
+    assert run_stgt("data", "verify", out).returncode == 0
+
+
 HOLD = """
 import sys, time
 from stgt_jax.train import run_lock
@@ -117,7 +144,6 @@ def test_missing_extra_is_named(error_of, monkeypatch, shards):
     [
         ["data", "make", "--out", RUN],
         ["data", "build", "gs://bucket/captions.csv", "--out", "x"],
-        ["data", "build", "captions.csv", "--out", RUN],
         ["demo", "--workdir", RUN],
         ["report", "--workdir", RUN],
         ["ablate", "--workdir", RUN, "--shards", SHARDS],

@@ -16,7 +16,8 @@ import numpy as np
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import train_loader
-from data_pipeline.shards import VOCAB_NAME, ShardSettings, VideoRecord, hash_file, write_split
+from data_pipeline.shard_writer import write_split
+from data_pipeline.shards import VOCAB_NAME, ShardSettings, VideoRecord, hash_file
 from data_pipeline.stored_frames import StoredFrames
 
 BATCH_SIZE, SIDE, TEXT_LENGTH = 100, 8, 4
