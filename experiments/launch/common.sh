@@ -1,4 +1,5 @@
-# Shared by the launch scripts. Sets `arguments` for stgt, and `dry_run`, which is empty without --dry-run.
+# Shared by the launch scripts. Sets `words`, those given, `arguments`, of `stgt` for training, and `dry_run`, which is
+# empty without --dry-run. A script that takes other words than a recipe's sets `usage` first.
 
 # Prints an error and exits.
 fail() {
@@ -33,6 +34,8 @@ if [[ ${1:-} == --dry-run ]]; then
   dry_run=1
   shift
 fi
-[[ $# -gt 0 && $1 != -* ]] || fail "name a recipe: $0 [--dry-run] RECIPE --workdir gs://BUCKET/RUN [OPTION ...]"
+usage=${usage:-RECIPE --workdir gs://BUCKET/RUN [OPTION ...]}
+[[ $# -gt 0 && $1 != -* ]] || fail "name a ${usage%% *}: $0 [--dry-run] $usage"
+words=("$@")
 # --resume continues an interrupted run, and starts a new one if there is no checkpoint.
 arguments=(pretrain "$@" --resume)

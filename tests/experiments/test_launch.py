@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, WorkerOptions
 
 LAUNCH = Path(__file__).parents[2] / "experiments" / "launch"
 SETTINGS = {
@@ -28,6 +30,12 @@ SETTINGS = {
         "IMAGE": "registry/stgt:1",
     },
     "slurm_gpu.sh": {},
+    "dataflow_build.sh": {
+        "PROJECT": "project",
+        "REGION": "us-central1",
+        "TEMP": "gs://bucket/temp",
+        "IMAGE": "registry/build:1",
+    },
 }
 WORDS = ["paper_stage1", "--workdir", "gs://bucket/a run", "--data.shards", "it's $HOME", "--mesh.fsdp=16", ""]
 TRAIN = ["pretrain", *WORDS, "--resume"]
@@ -104,7 +112,8 @@ def test_every_missing_setting_is_asked_for_by_name(tools, script):
 @pytest.mark.parametrize("script", SETTINGS)
 @pytest.mark.parametrize("words", [[], ["--dry-run"], ["--workdir", "x"]])
 def test_missing_recipe_is_one_line(tools, script, words):
-    assert "name a recipe" in error_line(tools, script, *words, **SETTINGS[script])
+    first = "name a source" if script == "dataflow_build.sh" else "name a recipe"
+    assert first in error_line(tools, script, *words, **SETTINGS[script]).lower()
 
 
 def test_tpu_pod_dry_run(tools):
@@ -163,10 +172,34 @@ def test_gke_dry_run(tools):
     assert calls(tools) == [create]
 
 
-def test_image_holds_every_package_that_is_installed():
-    dockerfile = (LAUNCH / "Dockerfile").read_text()
+@pytest.mark.parametrize(("file", "extras"), [("Dockerfile", "[tpu,gcs]"), ("dataflow.Dockerfile", "[beam,gcs]")])
+def test_image_holds_every_package_that_is_installed(file, extras):
+    dockerfile = (LAUNCH / file).read_text()
     copied = {line.split()[-1] for line in dockerfile.splitlines() if line.startswith("COPY")}
-    assert {"stgt_jax", "data_pipeline", "experiments"} <= copied and '".[tpu,gcs]"' in dockerfile
+    assert {"stgt_jax", "data_pipeline", "experiments"} <= copied and f'".{extras}"' in dockerfile
+
+
+def test_image_of_dataflow_has_the_beam_that_is_locked():
+    (image,) = re.findall(
+        r"^FROM apache/beam_python3\.12_sdk:(\S+)", (LAUNCH / "dataflow.Dockerfile").read_text(), re.M
+    )
+    assert f"apache-beam=={image}\n" in (LAUNCH.parents[1] / "requirements" / "lock-3.12.txt").read_text()
+
+
+def test_dataflow_dry_run(tools):
+    words = ["webvid", "--annotations", "it's here", "--videos", "gs://bucket/videos", "--out", "gs://bucket/shards"]
+    settings = SETTINGS["dataflow_build.sh"] | {"BEAM_OPTIONS": "--worker_machine_type=n2-highcpu-8"}
+    (build,) = launch(tools, "dataflow_build.sh", "--dry-run", *words, **settings)
+    assert build[:-1] == [".venv/bin/stgt", "data", "build", *words, "--beam-runner", "DataflowRunner"]
+    options = build[-1].removeprefix("--beam-options=").split()
+    read = PipelineOptions(options)
+    cloud, workers = read.view_as(GoogleCloudOptions), read.view_as(WorkerOptions)
+    assert (cloud.project, cloud.region, cloud.temp_location) == ("project", "us-central1", "gs://bucket/temp")
+    assert (workers.max_num_workers, workers.machine_type) == (100, "n2-highcpu-8")
+    assert workers.sdk_container_image == "registry/build:1"
+    add_tool(tools, "stgt")
+    launch(tools, "dataflow_build.sh", *words, STGT="stgt", **settings)
+    assert calls(tools) == [["stgt", *build[1:]]]
 
 
 def test_slurm_dry_run(tools):

@@ -18,6 +18,8 @@ from recipe_words import recipe_with
 from small_recipe import SMALL, SMALL_STEP
 
 from data_pipeline.moving_shapes import make_moving_shapes
+from experiments.commands.arguments import CommandParser
+from experiments.commands.data_build import data_build
 
 STGT = Path(sys.executable).with_name("stgt")
 # What makes a command quick, by how it begins. The programs of the demo's text length serve the other videos too.
@@ -42,6 +44,7 @@ LAUNCHES = {  # the launch scripts, and the command in which each one's training
     "tpu_pod.sh": "gcloud compute tpus queued-resources ssh",
     "gke_xpk.sh": "xpk workload create",
     "slurm_gpu.sh": "srun",
+    "dataflow_build.sh": ".venv/bin/stgt data build",
 }
 
 
@@ -86,14 +89,17 @@ def test_launch_would_run_the_training_that_the_line_says(script):
     (line,) = (line for line in COMMANDS if script in line)
     words = shlex.split(line)
     place = next(i for i, word in enumerate(words) if word.endswith(script))
-    recipe, *options = words[place + 1 :]
+    first, *options = words[place + 1 :]
     settings = dict(word.split("=", 1) for word in words[:place] if word[0].isupper())
-    command = [words[place], "--dry-run", recipe, *options]
+    command = [words[place], "--dry-run", first, *options]
     done = subprocess.run(command, cwd=ROOT, env=environment() | settings, capture_output=True, text=True, check=True)
-    training = shlex.join(["pretrain", recipe, *options, "--resume"])
-    assert any(shown.startswith(LAUNCHES[script]) and training in shown for shown in done.stdout.splitlines())
-    assert options[0] == "--workdir"
-    recipe_with(recipe, options[2:])  # raises for one that no recipe has
+    wanted = [first, *options] if script == "dataflow_build.sh" else ["pretrain", first, *options, "--resume"]
+    assert any(shown.startswith(LAUNCHES[script]) and shlex.join(wanted) in shown for shown in done.stdout.splitlines())
+    if script == "dataflow_build.sh":
+        CommandParser(data_build, "stgt data build").read([first, *options])
+    else:
+        assert options[0] == "--workdir"
+        recipe_with(first, options[2:])  # raises for one that no recipe has
 
 
 def test_installed_script_is_the_command_of_the_documents():
