@@ -8,7 +8,6 @@ shards that it has finished when the same command runs again.
 import contextlib
 import dataclasses
 import functools
-import logging
 import os
 import re
 import time
@@ -33,8 +32,6 @@ from data_pipeline.shards import VOCAB_NAME, ShardSettings, hash_file, list_spli
 from data_pipeline.storage import any_path, local_path, size_of, written_locally
 from data_pipeline.tokenizer import copy_vocab, load_tokenizer, train_vocab, vocab_size
 from data_pipeline.video_reader import VideoReader, read_videos
-
-_log = logging.getLogger("stgt_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +151,14 @@ def build_shards(
         settings = ShardSettings(num_kept_frames, resize, frame_shape, encoding, quality, max_text_length,
                                  hash_file(folder / VOCAB_NAME), clean_text)  # fmt: skip
         plan = BuildPlan(split, videos, max_damage, settings, videos_per_shard or usual_shard_length(settings))
-        if num_finished := keep_finished_shards(plan, folder):
-            _log.info("an earlier build finished %d of %d shards; going on", num_finished, plan.num_shards)
+        keep_finished_shards(folder, plan.num_shards, plan.sha256)
         previous = PreviousBuild.open(out, plan) if retry_rejected else None
         if previous:
             previous.take_over(plan, folder)
         frames = FrameOptions(num_kept_frames, resize, frame_shape, max_damage, time_limit)
         reader = VideoReader(source.folder, frames, quality)
-        todo = [number for number, report in enumerate(read_reports(plan, folder)) if report is None]
+        reports = read_reports(folder, plan.num_shards, plan.sha256)
+        todo = [number for number, report in enumerate(reports) if report is None]
         if beam_runner is None:
             _build_shards_here(plan, todo, folder, tokenizer, reader, previous, num_workers, progress)
         else:

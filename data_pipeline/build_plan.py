@@ -67,7 +67,7 @@ class ShardPlan:
         videos = (
             Video(**{**video, "rows": tuple(CaptionRow(**row) for row in video["rows"])}) for video in content["videos"]
         )
-        return cls(**{**content, "videos": tuple(videos), "settings": ShardSettings(**content["settings"])})
+        return cls(**{**content, "videos": tuple(videos), "settings": ShardSettings.from_dict(content["settings"])})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from stgt_jax.checks import check, check_choices, check_not_negative
 
 FrameShape = Literal["keep_aspect", "stretch"]  # of stored frames: as the video shows them, or square
 Encoding = Literal["jpeg", "raw"]  # of stored frames
+StoredEncoding = Literal["jpeg", "raw", "tokens"]  # tokens: what a vision encoder makes of frames
 TextCleaning = Literal["none", "lavis", "stgt"]  # of captions and questions, see `data_pipeline.text_cleaning`
 DEFAULT_JPEG_QUALITY = 90  # 1 to 100
 CLIP_TIME_LIMIT = 300.0  # seconds for reading one video

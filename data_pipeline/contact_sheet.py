@@ -10,8 +10,9 @@ from etils import epath
 from tokenizers import BertWordPieceTokenizer
 
 from data_pipeline.config import DataConfig
+from data_pipeline.errors import DataError
 from data_pipeline.loader import example_clips
-from data_pipeline.shards import VOCAB_NAME, VideoRecord
+from data_pipeline.shards import VOCAB_NAME, VideoRecord, open_shards
 from data_pipeline.tokenizer import load_tokenizer
 
 _STYLE = (
@@ -38,6 +39,10 @@ def write_contact_sheet(
     Raises:
       DataError: the shard set does not exist or does not fit the options, or a record is damaged.
     """
+    if open_shards(config.shards, split).settings.tokens:
+        raise DataError(
+            f"'{config.shards}' holds tokens of a vision encoder, not pictures; show the shards they are of"
+        )
     examples = list(example_clips(config, split, count, seed, num_frames=num_frames, image_size=image_size))
     tokenizer = load_tokenizer(epath.Path(config.shards) / VOCAB_NAME)
     sections = [_section(*example, tokenizer) for example in examples]

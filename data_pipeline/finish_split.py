@@ -33,7 +33,7 @@ def finish_split(plan: BuildPlan, folder: Path | epath.Path) -> tuple[Tally, int
     If no video could be used nothing is described, and the reports are removed.
     """
     total, lines, written, about = Tally(), list[str](), list[WrittenShard](), list[dict[str, Any]]()
-    for number, report in enumerate(read_reports(plan, folder)):
+    for number, report in enumerate(read_reports(folder, plan.num_shards, plan.sha256)):
         if report is None:
             raise RuntimeError(f"shard {number} of {plan.num_shards} is not finished")
         total.add(report.tally)
@@ -90,7 +90,7 @@ class PreviousBuild:
     def take_over(self, plan: BuildPlan, folder: Path | epath.Path) -> None:
         """Takes the shards without a rejected video over to `folder`, as finished ones."""
         index, (split_folder, rejected) = self.source.index(), self._rejected()
-        finished, start = read_reports(plan, folder), 0
+        finished, start = read_reports(folder, plan.num_shards, plan.sha256), 0
         for number, described in enumerate(self.source.manifest["shards"]):
             lines = list(itertools.islice(rejected, described["tally"]["num_rejected"]))
             entries = index[start : start + described["num_records"]]
@@ -105,7 +105,7 @@ class PreviousBuild:
                 written = WrittenShard(name, file["bytes"], file["sha256"], **fields, index=entries)
                 copy_file(split_folder / described["file"], folder / name)
             tally = Tally(**described["tally"])
-            write_report(plan.shard(number), folder, ShardReport(written, tally, lines))
+            write_report(folder, number, plan.sha256, ShardReport(written, tally, lines))
 
     def _rejected(self) -> tuple[Any, Any]:
         folder = self.source.shards / self.source.split

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -12,7 +13,6 @@ from pathlib import Path
 
 from etils import epath
 
-from data_pipeline.build_plan import BuildPlan
 from data_pipeline.errors import DataError
 from data_pipeline.processes import hold_signals
 from data_pipeline.shard_build import REPORTS, read_reports, report_path
@@ -20,6 +20,7 @@ from data_pipeline.shards import MANIFEST_NAME, VOCAB_NAME
 from data_pipeline.storage import move_files
 from stgt_jax.checks import in_bucket
 
+_log = logging.getLogger("stgt_jax")
 _DISK_IS_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _HINT = "; the same command goes on with the shards that are finished"
 
@@ -119,12 +120,14 @@ def _claim(folder: Path) -> int:
     return lock
 
 
-def keep_finished_shards(plan: BuildPlan, folder: Path | epath.Path) -> int:
-    """Removes all that an earlier build left but the shards that it finished by the same plan; returns their number."""
-    finished = {number: report for number, report in enumerate(read_reports(plan, folder)) if report}
+def keep_finished_shards(folder: Path | epath.Path, num_shards: int, plan_sha256: str) -> None:
+    """Removes all that an earlier build left but the shards that it finished by the same plan."""
+    reports = enumerate(read_reports(folder, num_shards, plan_sha256))
+    finished = {number: report for number, report in reports if report}
     kept = {VOCAB_NAME, *(report_path(folder, number).name for number in finished)}
     kept |= {report.written.file for report in finished.values() if report.written}
     for path in folder.iterdir():
         if path.name not in kept:
             epath.Path(path).rmtree() if path.is_dir() else path.unlink()
-    return len(finished)
+    if finished:
+        _log.info("an earlier build finished %d of %d shards; going on", len(finished), num_shards)

@@ -164,7 +164,8 @@ def train_loader(
       process_count: number of processes.
 
     Returns:
-      Batches of `video` uint8 [B, T, H, W, 3], `input_ids` int32 [B, S], `attention_mask` int32 [B, S].
+      Batches of `video` uint8 [B, T, H, W, 3], `input_ids` int32 [B, S], `attention_mask` int32 [B, S]. From shards of
+      tokens `video` is bfloat16 [B, T, L, D]; nothing is cropped or augmented then.
 
     Raises:
       DataError: no such shards, more frames than they keep, frames of another shape, or fewer videos than a batch takes
@@ -173,6 +174,8 @@ def train_loader(
     if seed < 0:
         raise DataError(f"seed={seed} must not be negative")
     sources = [_open(config, shards, split, num_frames, image_size) for shards in config.shard_sets]
+    if len({source.settings.tokens for source in sources}) > 1:
+        raise DataError("data.mix_shards: shard sets of frames and of tokens, or of other tokens, cannot be mixed")
     global_batch = batch_size * process_count
     shares = batch_shares(global_batch, config.mix_weights or [len(source) for source in sources])
     indices = [source.index() for source in sources]
@@ -223,9 +226,9 @@ def eval_batches(
         nor exactly reversed. This control shows whether a model uses the order of frames.
 
     Yields:
-      Batches of `video` uint8 [B, T, H, W, 3], `valid` bool [B] (False on the repeated clips), the object arrays [B] of
-      str `video_id` and `group`, and the captions of the valid clips: `caption` object [C] of str, `input_ids` and
-      `attention_mask` int32 [C, S], and `row` int64 [C], the clip that each belongs to.
+      Batches of `video` uint8 [B, T, H, W, 3] (tokens: bfloat16 [B, T, L, D]), `valid` bool [B] (False on the repeated
+      clips), the object arrays [B] of str `video_id` and `group`, and the captions of the valid clips: `caption` object
+      [C] of str, `input_ids` and `attention_mask` int32 [C, S], and `row` int64 [C], the clip that each belongs to.
 
     Raises:
       DataError: no such shards, more frames than they keep, frames of another shape, or a batch size below 1.
@@ -265,6 +268,21 @@ def example_clips(
         yield record, example, _eval_clip(source, num_frames, image_size, None, (index, record))["video"]
 
 
+def eval_clips(
+    source: ShardSource, records: range, *, num_frames: int, image_size: int
+) -> Iterator[tuple[VideoRecord, np.ndarray]]:
+    """Yields records with their frames as evaluation takes them, uint8 [T, H, W, 3].
+
+    Raises:
+      DataError: a record is damaged.
+    """
+    clip = functools.partial(_eval_clip, source, num_frames, image_size, None)
+    clips = grain.MapDataset.source(_Numbered(source))[records.start : records.stop].map(clip)
+    num_threads = min(8, os.cpu_count() or 1)
+    for made in clips.to_iter_dataset(grain.ReadOptions(num_threads, 4 * num_threads)):
+        yield made["record"], made["video"]
+
+
 def num_videos(config: DataConfig, split: str) -> int:
     """Returns the number of videos in a split of the shard set."""
     return len(_open_split(config.shards, split))
@@ -299,12 +317,24 @@ def _open(config: DataConfig, shards: str, split: str, num_frames: int, image_si
             f"data.clean_text={config.clean_text}, but the texts of data.shards='{shards}' were built with --clean-text"
             f" {cleaning}; give --data.clean_text {cleaning}, or rebuild the shards"
         )
-    if shape == "stretch" and source.settings.resize != image_size:
+    if source.settings.tokens:
+        _check_tokens(source, image_size)
+    elif shape == "stretch" and source.settings.resize != image_size:
         raise DataError(
             f"the frames of data.shards='{shards}' were stretched to {source.settings.resize} pixels, and the model"
             f" takes {image_size}; rebuild them with --resize {image_size}"
         )
     return source
+
+
+def _check_tokens(source: ShardSource, image_size: int) -> None:
+    assert source.settings.tokens
+    size = source.settings.tokens.image_size
+    if size != image_size:
+        raise DataError(
+            f"'{source.shards}' holds tokens of frames of {size} pixels, and the model takes {image_size}; make them"
+            " again with `stgt data cache-tokens`"
+        )
 
 
 class _Numbered:
@@ -381,19 +411,24 @@ def _train_clip(
         raise BadRecordError(f"{source.place(index)} has no caption; rebuild the split from rows with captions", index)
     num_available = min(record.num_frames, len(record.frames))
     frames = train_frames(rng, config.train_frame_sampling, num_available, num_frames)
-    video = _decoded(source, index, record, frames)
+    video, is_pixels = _decoded(source, index, record, frames), source.settings.tokens is None
+    if is_pixels:
+        video = _cropped(config, rng, video, image_size)
+    # Nothing is drawn for the only caption, and so a clip of one caption looks the same in both kinds of epoch.
+    caption = chosen[0] if chosen else int(rng.integers(num_captions)) if num_captions > 1 else 0
+    if config.rand_augment and is_pixels:
+        video = rand_augment(rng, video)
+    return {"video": video, **{name: getattr(record, name)[caption] for name in ("input_ids", "attention_mask")}}
+
+
+def _cropped(config: DataConfig, rng: np.random.Generator, video: np.ndarray, image_size: int) -> np.ndarray:
+    """Returns the frames, uint8 [T, h, w, 3], cropped and maybe mirrored."""
     if config.crop_filter == "antialiased" or config.crop_scale == (1.0, 1.0):
         video = random_resized_crop(rng, video, image_size, config.crop_scale)
     else:
         height, width = video.shape[1:3]
         video = crop_bicubic(video, random_crop_box(rng, height, width, config.crop_scale), image_size)
-    if config.flip:
-        video = random_flip(rng, video)
-    # Nothing is drawn for the only caption, and so a clip of one caption looks the same in both kinds of epoch.
-    caption = chosen[0] if chosen else int(rng.integers(num_captions)) if num_captions > 1 else 0
-    if config.rand_augment:
-        video = rand_augment(rng, video)
-    return {"video": video, **{name: getattr(record, name)[caption] for name in ("input_ids", "attention_mask")}}
+    return random_flip(rng, video) if config.flip else video
 
 
 def _eval_clip(
@@ -403,11 +438,12 @@ def _eval_clip(
     frames = nearest_frames(record.frame_numbers, record.num_frames, num_frames)
     if shuffle_seed is not None:
         frames = frames[wrong_time_order(np.random.default_rng((shuffle_seed, index)), num_frames)]
-    return {"video": centre_crop(_decoded(source, index, record, frames), image_size), "record": record}
+    video = _decoded(source, index, record, frames)
+    return {"video": video if source.settings.tokens else centre_crop(video, image_size), "record": record}
 
 
 def _decoded(source: ShardSource, index: int, record: VideoRecord, frames: np.ndarray) -> np.ndarray:
-    """Returns the frames at some positions, uint8 [T, h, w, 3]."""
+    """Returns the frames at some positions, uint8 [T, h, w, 3], or the tokens of them, bfloat16 [T, L, D]."""
     try:
         return record.frames[frames]
     except ValueError as error:

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from tokenizers import BertWordPieceTokenizer
 
-from data_pipeline.build_plan import BuildPlan, ShardPlan, Video
+from data_pipeline.build_plan import ShardPlan, Video
 from data_pipeline.captions import CaptionRow
 from data_pipeline.shard_writer import WrittenShard, shard_name, write_shard
 from data_pipeline.shards import INDEX_TYPE, VideoRecord
@@ -99,7 +99,7 @@ def build_shard(
     records = _records(plan, tokenizer, frames, known.records, _Counts(tally, rejected))
     written = write_shard(folder / shard_name(plan.split, plan.number), records, plan.settings)
     report = ShardReport(written, tally, rejected)
-    write_report(plan, folder, report)
+    write_report(folder, plan.number, plan.plan_sha256, report)
     return report
 
 
@@ -110,25 +110,25 @@ def videos_to_read(
     return [video for video in plan.videos if video.id not in known.records and _sort_rows(video, tokenizer).kept]
 
 
-def write_report(plan: ShardPlan, folder: Path | epath.Path, report: ShardReport) -> None:
+def write_report(folder: Path | epath.Path, number: int, plan_sha256: str, report: ShardReport) -> None:
     """Writes the report of a finished shard."""
-    content = {"plan_sha256": plan.plan_sha256, **dataclasses.asdict(report)}
+    content = {"plan_sha256": plan_sha256, **dataclasses.asdict(report)}
     if report.written:
         content["written"]["index"] = report.written.index.tolist()
-    with written_locally(report_path(folder, plan.number)) as path:
+    with written_locally(report_path(folder, number)) as path:
         path.write_text(json.dumps(content, ensure_ascii=False))
 
 
-def read_reports(plan: BuildPlan, folder: Path | epath.Path) -> list[ShardReport | None]:
+def read_reports(folder: Path | epath.Path, num_shards: int, plan_sha256: str) -> list[ShardReport | None]:
     """Returns the report of every shard that is finished already, by the same plan; None for the others."""
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a bucket takes its time for each
-        return list(pool.map(functools.partial(_read_report, plan, folder), range(plan.num_shards)))
+        return list(pool.map(functools.partial(_read_report, folder, plan_sha256), range(num_shards)))
 
 
-def _read_report(plan: BuildPlan, folder: Path | epath.Path, number: int) -> ShardReport | None:
+def _read_report(folder: Path | epath.Path, plan_sha256: str, number: int) -> ShardReport | None:
     try:
         content = json.loads(report_path(folder, number).read_text())
-        if content["plan_sha256"] != plan.sha256:
+        if content["plan_sha256"] != plan_sha256:
             return None
         written = content["written"]
         if written:

@@ -16,11 +16,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipeline.config import Encoding, FrameShape, TextCleaning
+from data_pipeline.config import FrameShape, StoredEncoding, TextCleaning
 from data_pipeline.errors import DataError
 from data_pipeline.stored_frames import StoredFrames
 from stgt_jax.checks import in_bucket
@@ -35,17 +36,35 @@ _TEXT_LISTS = ("captions", "questions", "answers")
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenSettings:
+    """Which vision encoder made the tokens of a split, and what they are like."""
+
+    vision_fingerprint: str  # of its weights
+    image_size: int  # pixels of the frames that it saw
+    dtype: str  # in which it computed; tokens are stored as bfloat16
+    tokens_per_frame: int  # L
+    width: int  # D
+
+
+@dataclasses.dataclass(frozen=True)
 class ShardSettings:
     """What all records of a split have in common; their token ids belong to the vocabulary with this hash."""
 
     num_kept_frames: int  # K
     resize: int  # pixels: the short side of the frames, or both sides
     frame_shape: FrameShape  # whether the frames keep their aspect or are stretched to a square
-    encoding: Encoding  # of the frames
+    encoding: StoredEncoding  # of the frames
     jpeg_quality: int | None  # 1 to 100; None for raw frames
     max_text_length: int  # S
     vocab_sha256: str
     clean_text: TextCleaning = "none"  # how captions and questions were cleaned
+    tokens: TokenSettings | None = None  # for the encoding "tokens"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ShardSettings":
+        """Returns what `dataclasses.asdict` turned into a dict."""
+        tokens = values.get("tokens")
+        return cls(**{**values, "tokens": tokens and TokenSettings(**tokens)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +95,18 @@ def features_of(settings: ShardSettings) -> tfds.features.FeaturesDict:
     num_kept, length = settings.num_kept_frames, settings.max_text_length
     texts = tfds.features.Tensor(shape=(None,), dtype=np.object_)
     tokens = tfds.features.Tensor(shape=(None, length), dtype=np.int32)
-    raw = tfds.features.Tensor(shape=(num_kept, None, None, 3), dtype=np.uint8, encoding="bytes")
-    jpeg = tfds.features.Tensor(shape=(num_kept,), dtype=np.object_)
+    frames = tfds.features.Tensor(shape=(num_kept,), dtype=np.object_)  # JPEG files
+    if settings.encoding == "raw":
+        frames = tfds.features.Tensor(shape=(num_kept, None, None, 3), dtype=np.uint8, encoding="bytes")
+    elif settings.tokens:
+        shape = (num_kept, settings.tokens.tokens_per_frame, settings.tokens.width)
+        frames = tfds.features.Tensor(shape=shape, dtype=np.uint16, encoding="bytes")  # the bits of bfloat16
     return tfds.features.FeaturesDict(
         {
             "video_id": tfds.features.Text(),
             "video_key": tfds.features.Scalar(dtype=np.int64),
             "group": tfds.features.Text(),
-            "frames": raw if settings.encoding == "raw" else jpeg,
+            "frames": frames,
             "frame_numbers": tfds.features.Tensor(shape=(num_kept,), dtype=np.int32),
             "num_frames": tfds.features.Scalar(dtype=np.int32),
             "captions": texts,
@@ -99,14 +122,16 @@ def to_example(record: VideoRecord) -> dict[str, Any]:
     """Returns a record as TFDS writes it."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     texts = {name: np.array([text.encode() for text in values[name]], object) for name in _TEXT_LISTS}
-    stored = record.frames.stored
-    return values | texts | {"frames": stored if record.frames.encoding == "raw" else np.array(stored, object)}
+    stored, encoding = record.frames.stored, record.frames.encoding
+    as_written = {"raw": lambda: stored, "jpeg": lambda: np.array(stored, object), "tokens": lambda: stored.view("u2")}
+    return values | texts | {"frames": as_written[encoding]()}
 
 
-def _from_example(example: dict[str, Any], encoding: Encoding) -> VideoRecord:
+def _from_example(example: dict[str, Any], encoding: StoredEncoding) -> VideoRecord:
     texts = {name: tuple(text.decode() for text in example[name]) for name in _TEXT_LISTS}
     names = {name: example[name].decode() for name in ("video_id", "group")}
-    frames = StoredFrames(example["frames"], encoding)
+    stored = example["frames"].view(ml_dtypes.bfloat16) if encoding == "tokens" else example["frames"]
+    frames = StoredFrames(stored, encoding)
     numbers = {name: int(example[name]) for name in ("video_key", "num_frames")}
     return VideoRecord(**{**example, **texts, **names, **numbers, "frames": frames})
 
@@ -145,7 +170,7 @@ def list_splits(shards: str | os.PathLike[str]) -> list[str]:
 
 def _read_settings(manifest: dict[str, Any]) -> ShardSettings | None:
     """Returns the settings in a manifest; None for records of another version."""
-    return ShardSettings(**manifest["settings"]) if manifest.get("schema", 1) == SCHEMA else None
+    return ShardSettings.from_dict(manifest["settings"]) if manifest.get("schema", 1) == SCHEMA else None
 
 
 def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
@@ -199,7 +224,7 @@ class ShardSource:
     def __init__(self, shards: str | os.PathLike[str], split: str) -> None:
         self.shards, self.split = epath.Path(shards), split
         manifest = _check_split(self.shards, split)
-        self.settings = ShardSettings(**manifest["settings"])
+        self.settings = ShardSettings.from_dict(manifest["settings"])
         self._folder = self.shards / split
         self.manifest_sha256 = hash_file(self._folder / MANIFEST_NAME)
         try:

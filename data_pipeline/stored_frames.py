@@ -1,7 +1,7 @@
-"""The kept frames of a video as a record stores them: JPEG files, or plain pixels.
+"""The kept frames of a video as a record stores them: JPEG files, plain pixels, or tokens of a vision encoder.
 
-JPEG needs about a tenth of the bytes, and only the frames that a clip takes are decoded. docs/data.md tells what
-it costs in accuracy.
+JPEG needs about a tenth of the bytes of pixels, and only the frames that a clip takes are decoded. docs/data.md tells
+what it costs in accuracy.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipeline.config import Encoding
+from data_pipeline.config import StoredEncoding
 
 
 def encode_jpeg(frames: np.ndarray, quality: int) -> list[bytes]:
@@ -39,15 +39,15 @@ def decode_jpeg(files: Sequence[bytes]) -> np.ndarray:
 class StoredFrames:
     """K frames of a video. `frames[indices]` decodes those that are asked for."""
 
-    stored: Any  # uint8 [K, h, w, 3], or a sequence of K JPEG files
-    encoding: Encoding
+    stored: Any  # uint8 [K, h, w, 3], bfloat16 [K, L, D], or a sequence of K JPEG files
+    encoding: StoredEncoding
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """Returns uint8 [n, h, w, 3]. Raises ValueError where a frame cannot be decoded."""
-        if self.encoding == "raw":
+        """Returns uint8 [n, h, w, 3] or bfloat16 [n, L, D]. Raises ValueError where a frame cannot be decoded."""
+        if self.encoding != "jpeg":
             return self.stored[indices]
         distinct, places = np.unique(indices, return_inverse=True)  # a short clip repeats its last frame
         frames = decode_jpeg([self.stored[index] for index in distinct.tolist()])

@@ -210,6 +210,11 @@ def _wrong_frames(record: VideoRecord, settings: ShardSettings) -> Iterator[str]
     except ValueError as error:
         yield f"{error}"
         return
+    if settings.tokens:
+        shape = (settings.num_kept_frames, settings.tokens.tokens_per_frame, settings.tokens.width)
+        if frames.shape != shape or not np.isfinite(frames.astype(np.float32)).all():
+            yield f"its tokens, {frames.shape}, are not finite numbers of shape {shape}"
+        return
     height, width = frames.shape[1:3]
     expected = {"stretch": {height, width}, "keep_aspect": {min(height, width)}}[settings.frame_shape]
     if len(frames) != settings.num_kept_frames or expected != {settings.resize}:

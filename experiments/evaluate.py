@@ -9,6 +9,7 @@ from typing import Any
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
 from data_pipeline.shards import ShardSettings, open_shards
+from experiments.cache_tokens import check_tokens
 from stgt_jax.api import load
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, evaluate_retrieval
@@ -45,6 +46,7 @@ def retrieval(
     check_storage(checkpoint, shards)
     settings = check_shards(read_run(model_folder(checkpoint)), shards, split)
     model = load(checkpoint, batch_size=batch_size)
+    check_tokens(open_shards(shards, split), model.config, model.params)
     frames = _frames_read(settings, model.config.num_frames)
     _log.info("evaluation: %s", _describe_frames(frames))
     batches = eval_batches(

@@ -1,7 +1,6 @@
 """One stage of training from a recipe: builds loader and validation, checks that all fits, and calls `train`."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches, train_loader
 from data_pipeline.shards import VOCAB_NAME, ShardSource, list_splits, open_shards
 from data_pipeline.tokenizer import read_vocab
+from experiments.cache_tokens import check_tokens, check_tokens_for_training
 from experiments.recipe_fields import replace_fields
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
@@ -63,6 +63,8 @@ def pretrain(
         raise STGTError("data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR")
     sources = _open_splits(recipe.data)
     recipe = _fit_to_shards(recipe, sources)
+    for source in sources.values():
+        check_tokens_for_training(source, recipe.model)
     provenance = _provenance(recipe, sources, is_new)
     if is_new and recipe.weights.initial:
         first_stage = read_run(recipe.weights.initial)
@@ -91,7 +93,7 @@ def pretrain(
             resume=resume,
             allow_changes=allow_changes,
             evaluate=_validation(recipe),
-            initial_params=_initial_params(recipe),
+            initial_params=_initial_params(recipe, sources),
             provenance=provenance,
             profile_steps=profile_steps,
         )
@@ -166,6 +168,8 @@ def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], is_new: bool
             for split, source in sources.items()
         },
     }
+    if settings.tokens:
+        sections["tokens"] = settings.tokens
     if is_new:  # a resumed run has its own weights, and those it started from may be gone
         origins = dataclasses.asdict(recipe.weights).items()
         sections["weights_origin"] = {name: str(checkpoint_folder(path)) for name, path in origins if path}
@@ -200,11 +204,18 @@ def _validation_split(shards: str) -> str | None:
     return next((name for name in VALIDATION_SPLITS if name in known), None)
 
 
-def _initial_params(recipe: Recipe) -> Callable[[Mesh], Any] | None:
+def _initial_params(recipe: Recipe, sources: Mapping[str, ShardSource]) -> Callable[[Mesh], Any] | None:
     """Returns a function from the mesh to the initial parameters, or None for random ones."""
     if recipe.weights == WeightsConfig():
         return None
-    return functools.partial(initial_params, recipe.weights, recipe.model, recipe.train.seed)
+
+    def make(mesh: Mesh) -> Any:
+        params = initial_params(recipe.weights, recipe.model, recipe.train.seed, mesh)
+        for source in sources.values():
+            check_tokens(source, recipe.model, params)
+        return params
+
+    return make
 
 
 def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:

@@ -8,6 +8,6 @@ import jax
 class Batch(TypedDict):
     """A batch of B clips with a caption each: T frames, S tokens."""
 
-    video: jax.Array  # [B, T, height, width, 3] uint8
+    video: jax.Array  # [B, T, height, width, 3] uint8; or the ViT's tokens of the frames, [B, T, L, D] bfloat16
     input_ids: jax.Array  # [B, S] int32
     attention_mask: jax.Array  # [B, S] int32; 1 for tokens, 0 for padding

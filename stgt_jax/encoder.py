@@ -4,8 +4,8 @@ Validation, evaluation, the report and `stgt_jax.api` all use `Encoder`. It take
 and cuts them into batches of a few fixed sizes, each of which is compiled once. A batch is split over the devices of a
 mesh. Encoders of equal models share compiled code. In a run of several processes, all must make the same calls.
 
-Letters: V videos, T frames, Q queries, E alignment width, C texts, S text length, M graph tokens, D vision width,
-N graph nodes.
+A clip is its frames, uint8 [T, H, W, 3], or the ViT's tokens of them, [T, L, D]. Letters: V videos, T frames, L tokens
+a frame, Q queries, E alignment width, C texts, S text length, M graph tokens, D vision width, N graph nodes.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ class Encoder:
         self.batch_size = _round_up(batch_size, self._num_devices)
 
     def embed_videos(self, clips: Iterable[np.ndarray]) -> np.ndarray:
-        """Encodes clips, each uint8 [T, H, W, 3]: float32 [V, Q, E], of norm 1."""
+        """Encodes clips: float32 [V, Q, E], of norm 1."""
         batches = self._run(_encode_videos, _one_column(clips), self.batch_size)
         shape = self.model.config.qformer.num_queries, self.model.config.embed_dim
         return _gather(((num_clips, embed) for num_clips, (embed, _) in batches), shape)
@@ -72,6 +72,11 @@ class Encoder:
             tokens.append(graph_tokens)
         with self._on_mesh():
             return EncodedVideos(np.concatenate(embeds), jnp.concatenate(tokens))
+
+    def encode_frames(self, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields the ViT's tokens of each clip, uint8 [T, H, W, 3]: bfloat16 [T, L, D]."""
+        for num_clips, tokens in self._run(_encode_frames, _one_column(clips), self.batch_size):
+            yield from _to_host(tokens)[:num_clips]
 
     def encode_texts(self, input_ids: Iterable[np.ndarray], attention_mask: np.ndarray) -> np.ndarray:
         """Encodes texts: ids and mask [C, S] -> float32 [C, E], of norm 1."""
@@ -90,11 +95,11 @@ class Encoder:
         return _gather(self._run(_match, rows, PAIRS_PER_CLIP * self.batch_size, videos.graph_tokens), ())
 
     def write_captions(self, clips: Iterable[np.ndarray], max_length: int) -> np.ndarray:
-        """Captions clips, each uint8 [T, H, W, 3]: token ids int32 [V, max_length], see `generate`."""
+        """Captions clips: token ids int32 [V, max_length], see `generate`."""
         return _gather(self._run(_write_captions, _one_column(clips), self.batch_size, max_length), (max_length,))
 
     def adjacency(self, clips: Iterable[np.ndarray]) -> np.ndarray:
-        """Returns the edge weights of the first graph block, float32 [V, N, N], for clips uint8 [T, H, W, 3] each."""
+        """Returns the edge weights of the first graph block, float32 [V, N, N]."""
         nodes = self.model.config.num_frames * self.model.config.vision.grid**2
         return _gather(self._run(_adjacency, _one_column(clips), self.batch_size), (nodes, nodes))
 
@@ -140,6 +145,11 @@ def score_similarity(video_embed: np.ndarray, text_embed: np.ndarray, *, chunk: 
 def _encode_videos(model: STGT, params: Any, video: jax.Array) -> tuple[jax.Array, jax.Array]:
     out = _apply(model, params, video, method="encode_video")
     return out["video_embed"].astype(jnp.float32), out["graph_tokens"]
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_frames(model: STGT, params: Any, video: jax.Array) -> jax.Array:
+    return _apply(model, params, video, method="encode_frames").astype(jnp.bfloat16)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -21,6 +21,7 @@ from experiments.commands.bench_graph_attention import bench_graph_attention
 from experiments.commands.bench_step import bench_step
 from experiments.commands.compile import compile
 from experiments.commands.data_build import data_build
+from experiments.commands.data_cache_tokens import data_cache_tokens
 from experiments.commands.data_make import data_make
 from experiments.commands.data_show import data_show
 from experiments.commands.data_verify import data_verify
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "data make": data_make,
     "data build": data_build,
+    "data cache-tokens": data_cache_tokens,
     "data verify": data_verify,
     "data show": data_show,
     "pretrain": pretrain,

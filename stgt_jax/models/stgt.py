@@ -50,11 +50,20 @@ class STGT(nn.Module):
         out["decode_logits"] = self.decode(out["query_cache"], input_ids, attention_mask)
         return out
 
+    def encode_frames(self, video: jax.Array) -> jax.Array:
+        """Encodes each frame by itself: [B, T, height, width, 3] -> tokens of the ViT [B, T, L, D].
+
+        Tokens that it gave before, [B, T, L, D], are taken as they are.
+        """
+        dtype = jnp.dtype(self.config.dtype)
+        return video.astype(dtype) if video.ndim == 4 else self.vision(normalize_frames(video, dtype))
+
     def encode_video(self, video: jax.Array, *, train: bool = False) -> dict[str, Any]:
         """Encodes videos, or images as videos of one frame.
 
         Args:
-          video: [B, T, height, width, 3]; uint8, or floating-point and already normalised with CLIP's mean and std.
+          video: [B, T, height, width, 3]; uint8, or floating-point and already normalised with CLIP's mean and std. Or
+            what `encode_frames` gave for it, [B, T, L, D].
           train: switches dropout on.
 
         Returns:
@@ -62,7 +71,7 @@ class STGT(nn.Module):
           [layers, B, N, D], the input and output of each block's graph attention (absent for the graph variant "none");
           query_states [B, Q, H]; video_embed [B, Q, E], float32 of norm 1; query_cache, which `decode` takes.
         """
-        vit_tokens = self.vision(normalize_frames(video, jnp.dtype(self.config.dtype)))
+        vit_tokens = self.encode_frames(video)
         intermediates: dict[str, jax.Array] = {}
         if self.config.graph.variant == "none":
             graph_tokens = vit_tokens.mean(axis=1)
