@@ -9,12 +9,13 @@ def bench_step(
     *,
     repeats: int = 5,  # runs; the median counts
     text_length: int | None = None,  # tokens of a caption (default: 32, or what the model can read if that is less)
+    cached_tokens: bool = False,  # measure also a step that takes the tokens of its frozen ViT in place of frames
     fields: RecipeFields,
 ) -> Figures:
     """Time one train step, whole and by part, on random clips: no shards are needed."""
     changed = get_recipe(recipe, fields)
     from experiments.perf.bench import step
 
-    figures = step.bench_step(changed, repeats=repeats, text_length=text_length)
+    figures = step.bench_step(changed, repeats=repeats, text_length=text_length, cached_tokens=cached_tokens)
     print(step.format_figures(figures))
     return figures

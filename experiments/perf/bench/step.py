@@ -4,6 +4,7 @@ Each part is compiled and timed alone. In the whole step parts overlap and share
 not add up to that of the step.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -36,18 +37,27 @@ Figures = dict[str, Any]
 FORWARD, BACKWARD = "forward", "forward + backward"
 
 
-def bench_step(recipe: Recipe, *, repeats: int, text_length: int | None, peak: Peak | None = None) -> Figures:
+def bench_step(
+    recipe: Recipe,
+    *,
+    repeats: int,
+    text_length: int | None,
+    cached_tokens: bool = False,
+    peak: Peak | None = None,
+) -> Figures:
     """Measures the train step of a recipe and its parts.
 
     Args:
       recipe: its model and its training are used.
       repeats: runs, of which the median counts.
       text_length: tokens of a caption; None for the default (`text_length_of`).
+      cached_tokens: measure also a step that takes the tokens of a frozen ViT in place of frames.
       peak: of one device; measured by default.
 
     Returns:
-      Figures for JSON: "device", "peak", "rows" of the parts and "step", the whole. Times are seconds of a step with
-      all its accumulation steps. FLOP/s are those of all devices together, and shares are relative to their peak.
+      Figures for JSON: "device", "peak", "rows" of the parts and "step", the whole; "tokens_step", the whole with
+      cached tokens, and "bytes_per_clip" of each. Times are seconds of a step with all its accumulation steps. FLOP/s
+      are those of all devices together, and shares are relative to their peak.
 
     Raises:
       STGTError: a number is out of range, the batch does not divide by the devices, or the step needs more memory than
@@ -59,18 +69,39 @@ def bench_step(recipe: Recipe, *, repeats: int, text_length: int | None, peak: P
     mesh = mesh_for(model, recipe.train)
     peak = peak or measure_peak(recipe.model.dtype)
     with jax.set_mesh(mesh):
+        from_tokens = None
+        if cached_tokens:
+            check_frozen(recipe)
+            from_tokens, _ = _time_whole(recipe, model, mesh, text_length, repeats, cached_tokens=True)
         whole, state = _time_whole(recipe, model, mesh, text_length, repeats)
         rows = _time_parts(recipe, model, mesh, state, text_length, repeats)
         rows.append({"part": "optimizer", "passes": "", "seconds": _time_optimizer(recipe, state, repeats)})
     flops = step_flops(recipe, text_length)
     seconds, peak_flops = whole["seconds"], peak.flops_per_second * mesh.size
+    tokens_step = from_tokens and _with_shares(
+        from_tokens, seconds, sum(step_flops(recipe, text_length, cached_tokens=True).values()), peak_flops
+    )
     return {
         "device": describe_device(recipe.model.dtype, mesh.size),
         "peak": asdict(peak),
         "rows": [_with_shares(row, seconds, flops.get(row["part"]), peak_flops) for row in rows],
         "step": _with_shares(whole, seconds, sum(flops.values()), peak_flops)
         | {"videos_per_second": recipe.train.batch_size / seconds},
+        "tokens_step": tokens_step,
+        "bytes_per_clip": {name: _bytes_per_clip(recipe, name == "tokens") for name in ("frames", "tokens")},
     }
+
+
+def _bytes_per_clip(recipe: Recipe, cached_tokens: bool) -> int:
+    shape, dtype = video_shape(recipe, 1, cached_tokens=cached_tokens)
+    return math.prod(shape) * jnp.dtype(dtype).itemsize
+
+
+def check_frozen(recipe: Recipe) -> None:
+    """Raises STGTError if the ViT is trained, so that its tokens cannot be cached."""
+    vision = recipe.model.vision
+    frozen = vision.freeze and not vision.open_blocks
+    check(frozen, "--cached-tokens: the tokens of a ViT that is trained change; --vision.freeze true freezes it")
 
 
 def text_length_of(recipe: Recipe, text_length: int | None) -> int:
@@ -86,13 +117,21 @@ def text_length_of(recipe: Recipe, text_length: int | None) -> int:
     return text_length
 
 
-def _batch(recipe: Recipe, mesh: Mesh, size: int, text_length: int) -> Batch:
+def video_shape(recipe: Recipe, clips: int, *, cached_tokens: bool) -> tuple[tuple[int, ...], Any]:
+    """Returns shape and dtype of the frames in a batch, or of the ViT's tokens of them."""
+    vision, frames = recipe.model.vision, recipe.model.num_frames
+    if cached_tokens:
+        return (clips, frames, vision.tokens_per_frame, vision.width), jnp.bfloat16
+    return (clips, frames, vision.image_size, vision.image_size, 3), jnp.uint8
+
+
+def _batch(recipe: Recipe, mesh: Mesh, size: int, text_length: int, *, cached_tokens: bool = False) -> Batch:
     """Returns a random batch with the shapes of the loader's; captions have the full length."""
-    rng, pixels = np.random.default_rng(0), recipe.model.vision.image_size
-    shape = (size, recipe.model.num_frames, pixels, pixels, 3)
+    rng = np.random.default_rng(0)
+    shape, dtype = video_shape(recipe, size, cached_tokens=cached_tokens)
     return shard_batch(
         {
-            "video": rng.integers(0, 256, shape, dtype=np.uint8),
+            "video": rng.integers(0, 256, shape, dtype=np.uint8).astype(dtype),
             "input_ids": rng.integers(0, recipe.model.qformer.vocab_size, (size, text_length), dtype=np.int32),
             "attention_mask": np.ones((size, text_length), np.int32),
         },
@@ -100,11 +139,14 @@ def _batch(recipe: Recipe, mesh: Mesh, size: int, text_length: int) -> Batch:
     )
 
 
-def _time_whole(recipe: Recipe, model: STGT, mesh: Mesh, text_length: int, repeats: int) -> tuple[Figures, TrainState]:
+def _time_whole(
+    recipe: Recipe, model: STGT, mesh: Mesh, text_length: int, repeats: int, *, cached_tokens: bool = False
+) -> tuple[Figures, TrainState]:
     """Returns the row of the whole step, and the state after it."""
-    _say("the whole step")
+    name = "with cached tokens" if cached_tokens else "whole step"
+    _say(name)
     train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
-    batch = _batch(recipe, mesh, recipe.train.batch_size, text_length)
+    batch = _batch(recipe, mesh, recipe.train.batch_size, text_length, cached_tokens=cached_tokens)
     compiled = train_step.lower(abstract_state(model, recipe.train, mesh), batch).compile()
     memory = needed_memory(compiled)
     _check_fits(memory)
@@ -116,7 +158,7 @@ def _time_whole(recipe: Recipe, model: STGT, mesh: Mesh, text_length: int, repea
         return state, metrics
 
     seconds = time_runs(run, repeats=repeats).seconds
-    return {"part": "whole step", "passes": "", "seconds": seconds, "temporary_bytes": memory.temporaries}, state
+    return {"part": name, "passes": "", "seconds": seconds, "temporary_bytes": memory.temporaries}, state
 
 
 def _check_fits(memory: Memory) -> None:
@@ -200,11 +242,11 @@ def _time_optimizer(recipe: Recipe, state: TrainState, repeats: int) -> float:
     return time_runs(run, repeats=repeats).seconds
 
 
-def step_flops(recipe: Recipe, text_length: int) -> dict[str, int]:
-    """Returns the FLOPs of the model in a step, by part."""
+def step_flops(recipe: Recipe, text_length: int, *, cached_tokens: bool = False) -> dict[str, int]:
+    """Returns the FLOPs of the model in a step, by part; with cached tokens there is no ViT."""
     steps, frames = recipe.train.accumulation_steps, recipe.model.num_frames
     flops = model_flops(recipe.model, batch=recipe.train.batch_size // steps, frames=frames, text_length=text_length)
-    return {part: count.total * steps for part, count in flops.items()}
+    return {part: count.total * steps for part, count in flops.items() if not (cached_tokens and part == "vit")}
 
 
 def _with_shares(row: Figures, step_seconds: float, flops: int | None, peak_flops: float) -> Figures:
@@ -230,12 +272,21 @@ def format_figures(figures: Figures) -> str:
             "GFLOP/s": number(row["flops_per_second"], ",.1f", scale=1e-9),
             "% of FLOP/s": number(row["peak_flops_share"], ".1f", scale=100),
         }
-        for row in [*figures["rows"], step]
+        for row in [*figures["rows"], step, *filter(None, [figures["tokens_step"]])]
     ]
-    return (
+    text = (
         f"{describe_run(figures)}\n\n{format_table(table, left=('part', 'passes'))}\n\n"
         f"{step['videos_per_second']:,.1f} videos/s;"
         f" temporaries: {step['temporary_bytes'] / 1e6:,.1f} MB on each device"
+    )
+    return text + (_describe_tokens(figures) if figures["tokens_step"] else "")
+
+
+def _describe_tokens(figures: Figures) -> str:
+    size, ratio = figures["bytes_per_clip"], figures["step"]["seconds"] / figures["tokens_step"]["seconds"]
+    return (
+        f"\nwith cached tokens {ratio:.2f} times the videos/s; a clip is read as {size['tokens'] / 1e6:,.2f} MB in"
+        f" place of {size['frames'] / 1e6:,.2f}"
     )
 
 

@@ -32,6 +32,29 @@ def format_figures(figures: Figures) -> str:
     return "\n\n".join(section for section in sections if section)
 
 
+def format_comparison(frames: Figures, tokens: Figures) -> str:
+    """Returns the table of the steps that take frames and cached tokens."""
+    rows = []
+    for name, figures in (("frames, through the ViT", frames), ("cached tokens", tokens)):
+        roofline, read = figures["roofline"], figures["input"]
+        rows.append(
+            {
+                "a step from": name,
+                **{f"{bound} ms": f"{seconds * 1e3:,.1f}" for bound, seconds in roofline["bounds_seconds"].items()},
+                "videos/s": f"{roofline['videos_per_second']:,.0f}",
+                "memory GiB": number(figures["memory"]["total"], ",.2f", scale=1 / GIB),
+                "MB a clip": f"{read['bytes_per_clip'] / 1e6:,.2f}",
+                "GB/s read a device": f"{read['bytes_per_second'] / 1e9:,.3f}",
+            }
+        )
+    ratio = tokens["roofline"]["videos_per_second"] / frames["roofline"]["videos_per_second"]
+    work = frames["flops"]["model"] / tokens["flops"]["model"]
+    return (
+        f"{format_table(rows, left=('a step from',))}\ncached tokens: {ratio:.2f} times the videos/s by these bounds;"
+        f" by the model's FLOPs alone {work:.2f} times"
+    )
+
+
 def _header(figures: Figures) -> str:
     topology, parameters = figures["topology"], figures["parameters"]
     cores = topology["num_devices"] // topology["num_chips"]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.perf.bench.step import step_flops, text_length_of
+from experiments.perf.bench.step import step_flops, text_length_of, video_shape
 from experiments.perf.compile.collectives import DCN, ICI, Collective, find_collectives
 from experiments.perf.compile.flops import program_flops
 from experiments.perf.compile.hlo import Module, parse_hlo
@@ -43,6 +43,7 @@ def compile_recipe(
     *,
     num_slices: int,
     text_length: int | None,
+    cached_tokens: bool = False,
     hbm_limit: float | None = None,
 ) -> Figures:
     """Compiles the train step of a recipe for TPU slices.
@@ -52,11 +53,12 @@ def compile_recipe(
       topology_name: of one slice, such as "v5e:16x16".
       num_slices: slices of that kind, connected by the data-centre network.
       text_length: tokens of a caption; None for the default (`text_length_of`).
+      cached_tokens: whether the batch holds the ViT's tokens of the frames in place of the frames.
       hbm_limit: bytes of memory of a device; by default the chip's.
 
     Returns:
       Figures for JSON: "topology", "mesh", "compile_seconds", "parameters", "held_whole" (arrays of the state),
-      "memory", "flops", "collectives", "largest" (collectives and arrays) and "roofline".
+      "memory", "flops", "collectives", "largest" (collectives and arrays), "roofline" and "input" (what hosts read).
 
     Raises:
       STGTError: the slice is unknown, the mesh or the batch does not fit it, or the compiler runs out of memory.
@@ -69,13 +71,16 @@ def compile_recipe(
         train_step = cast(jax.stages.Wrapped, make_train_step(model, recipe.train, mesh))
         state = abstract_state(model, recipe.train, mesh)
     start = time.perf_counter()
-    lowered = train_step.lower(state, abstract_batch(recipe, mesh, text_length))
+    batch = abstract_batch(recipe, mesh, text_length, cached_tokens=cached_tokens)
+    lowered = train_step.lower(state, batch)
     lower_seconds = time.perf_counter() - start
     compiled, text = _compile(lowered)
     seconds = time.perf_counter() - start
     module = parse_hlo(text)
     collectives = find_collectives(module, [slice_of(device) for device in mesh.devices.flat])
-    flops = {"program": program_flops(module), "model": sum(step_flops(recipe, text_length).values()) / mesh.size}
+    model_flops = sum(step_flops(recipe, text_length, cached_tokens=cached_tokens).values())
+    flops = {"program": program_flops(module), "model": model_flops / mesh.size}
+    roofline = _roofline(recipe, topology, flops, hbm_bytes(module), collectives)
     return {
         "topology": topology.to_dict(),
         "jax": jax.__version__,
@@ -92,16 +97,18 @@ def compile_recipe(
             "collectives": [asdict(collective) for collective in collectives[:NUM_LARGEST]],
             "arrays": _largest_arrays(module),
         },
-        "roofline": _roofline(recipe, topology, flops, hbm_bytes(module), collectives),
+        "roofline": roofline,
+        "input": _input(batch, roofline["seconds"], mesh),
     }
 
 
-def abstract_batch(recipe: Recipe, mesh: Mesh, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    recipe: Recipe, mesh: Mesh, text_length: int, *, cached_tokens: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and the layout of a global batch, as `shard_batch` lays it out."""
-    model, clips = recipe.model, recipe.train.batch_size
-    size = model.vision.image_size
+    clips = recipe.train.batch_size
     shapes = {
-        "video": ((clips, model.num_frames, size, size, 3), jnp.uint8),
+        "video": video_shape(recipe, clips, cached_tokens=cached_tokens),
         "input_ids": ((clips, text_length), jnp.int32),
         "attention_mask": ((clips, text_length), jnp.int32),
     }
@@ -191,6 +198,13 @@ def _largest_arrays(module: Module) -> list[Figures]:
     }
     largest = sorted(found.items(), key=lambda item: -item[1])[:NUM_LARGEST]
     return [{"shape": shape, "source": source, "bytes": size} for (shape, source), size in largest]
+
+
+def _input(batch: dict[str, jax.ShapeDtypeStruct], seconds: float, mesh: Mesh) -> Figures:
+    """Returns the bytes of a clip, and how many a second the hosts must read for each device at the bound's speed."""
+    video = batch["video"]
+    num_bytes = video.size * video.dtype.itemsize
+    return {"bytes_per_clip": num_bytes / video.shape[0], "bytes_per_second": num_bytes / mesh.size / seconds}
 
 
 def _roofline(

@@ -175,6 +175,19 @@ def test_loader_is_compared_with_decoding_and_its_memory_is_watched(run_stgt, tm
     assert all(min(sample["megabytes"].values()) > 50 for sample in figures["memory"])
 
 
+def test_step_from_cached_tokens_is_measured_beside_the_step_from_frames(run_stgt, error_of, tmp_path):
+    path = tmp_path / "figures.json"
+    words = ["step", "moving_shapes_stage1", "--repeats", "1", *SMALL_STEP, "--cached-tokens", "true"]
+    assert "the tokens of a ViT that is trained change" in error_of(*words)
+    done = run_stgt("bench", *words, "--vision.freeze", "true", "--json", path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(path.read_text())
+    step, from_tokens, size = figures["step"], figures["tokens_step"], figures["bytes_per_clip"]
+    assert from_tokens["flops"] < step["flops"] and from_tokens["seconds"] > 0
+    assert size == {"frames": 2 * 16 * 16 * 3, "tokens": 2 * 5 * 16 * 2}
+    assert re.search(r"^with cached tokens ", done.stdout, re.MULTILINE) and "times the videos/s" in done.stdout
+
+
 @pytest.mark.slow
 def test_parts_use_the_parameters_they_say_and_together_all():
     """A part that is given NaN for every parameter it does not name gives none."""
