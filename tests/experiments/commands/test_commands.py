@@ -62,7 +62,7 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         (["bnech", "step"], "unknown command 'bnech'; did you mean 'bench step'?"),
         (["x"], "unknown command 'x'; known: "),
         (["data", "mkae"], "unknown command 'data mkae'; did you mean 'data make'?"),
-        (["data"], "name a command: data make, data build, data cache-tokens, data verify, data show; see `stgt --help`"),
+        (["data"], "name a command: data make, data build, data cache-tokens, data verify, data show; see"),
         (["data", "verify", "no/such"], "no shard set in 'no/such': build one with `stgt data build`"),
         (["data", "show", "no/such", "--out", "x.html"], "no shard set in 'no/such'"),
         ([*PRETRAIN, "--mix_weights", "1,2"], "data.mix_weights=(1.0, 2.0) must be a positive number for each"),
