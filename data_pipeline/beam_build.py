@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import io
 import logging
 import shlex
@@ -71,7 +70,7 @@ def build_shards_on_beam(
     for number in todo:
         with written_locally(_plan_path(folder, number)) as path:
             path.write_text(plan.shard(number).to_json(), encoding="utf-8")
-    build = functools.partial(_build, _Work(folder, reader, previous))
+    build = _Work(folder, reader, previous).build
     try:
         with beam.Pipeline(runner, pipeline_options) as pipeline:
             _ = pipeline | beam.Create(list(todo)) | beam.Reshuffle() | "build shard" >> beam.Map(build)
@@ -114,10 +113,6 @@ def _is_known(options: Any, word: str) -> bool:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].rpartition("error: ")[2][:300] if lines else "no message"
-
-
-def _build(work: _Work, number: int) -> None:
-    work.build(number)
 
 
 def _plan_path(folder: Path | epath.Path, number: int) -> epath.Path:

@@ -27,7 +27,7 @@ from data_pipeline.decode import FrameOptions
 from data_pipeline.errors import DataError
 from data_pipeline.finish_split import REJECTED_NAME, PreviousBuild, finish_split
 from data_pipeline.incomplete_folder import incomplete_folder, keep_finished_shards, stopping_in_good_order
-from data_pipeline.shard_build import NOTHING_KNOWN, build_shard, read_reports, videos_to_read
+from data_pipeline.shard_build import NOTHING_KNOWN, build_shard, videos_to_read
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, hash_file, list_splits
 from data_pipeline.storage import any_path, local_path, size_of, written_locally
 from data_pipeline.tokenizer import copy_vocab, load_tokenizer, train_vocab, vocab_size
@@ -151,14 +151,12 @@ def build_shards(
         settings = ShardSettings(num_kept_frames, resize, frame_shape, encoding, quality, max_text_length,
                                  hash_file(folder / VOCAB_NAME), clean_text)  # fmt: skip
         plan = BuildPlan(split, videos, max_damage, settings, videos_per_shard or usual_shard_length(settings))
-        keep_finished_shards(folder, plan.num_shards, plan.sha256)
+        todo = keep_finished_shards(folder, plan.num_shards, plan.sha256)
         previous = PreviousBuild.open(out, plan) if retry_rejected else None
         if previous:
-            previous.take_over(plan, folder)
+            todo = previous.take_over(plan, todo, folder)
         frames = FrameOptions(num_kept_frames, resize, frame_shape, max_damage, time_limit)
         reader = VideoReader(source.folder, frames, quality)
-        reports = read_reports(folder, plan.num_shards, plan.sha256)
-        todo = [number for number, report in enumerate(reports) if report is None]
         if beam_runner is None:
             _build_shards_here(plan, todo, folder, tokenizer, reader, previous, num_workers, progress)
         else:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,14 @@ class PreviousBuild:
         by_id = {record.video_id: record for record in records}
         return KnownVideos(by_id, tally["num_hdr_videos"], tally["num_damaged_videos"])
 
-    def take_over(self, plan: BuildPlan, folder: Path | epath.Path) -> None:
-        """Takes the shards without a rejected video over to `folder`, as finished ones."""
-        index, (split_folder, rejected) = self.source.index(), self._rejected()
-        finished, start = read_reports(folder, plan.num_shards, plan.sha256), 0
+    def take_over(self, plan: BuildPlan, todo: Sequence[int], folder: Path | epath.Path) -> list[int]:
+        """Takes the shards without a rejected video over to `folder`, as finished ones; returns those left to do."""
+        index, rejected, start, left = self.source.index(), iter(self._rejected()), 0, list(todo)
         for number, described in enumerate(self.source.manifest["shards"]):
             lines = list(itertools.islice(rejected, described["tally"]["num_rejected"]))
             entries = index[start : start + described["num_records"]]
             start += described["num_records"]
-            if finished[number] or not all(line["reason"].split(":")[0] in ROW_REASONS for line in lines):
+            if number not in todo or not all(line["reason"].split(":")[0] in ROW_REASONS for line in lines):
                 continue
             written = None
             if described["file"]:
@@ -103,17 +103,22 @@ class PreviousBuild:
                 fields = {name: described[name] for name in ("num_record_bytes", "num_questions", "records_sha256")}
                 name = shard_name(plan.split, number)
                 written = WrittenShard(name, file["bytes"], file["sha256"], **fields, index=entries)
-                copy_file(split_folder / described["file"], folder / name)
-            tally = Tally(**described["tally"])
-            write_report(folder, number, plan.sha256, ShardReport(written, tally, lines))
+                copy_file(self._folder / described["file"], folder / name)
+            write_report(folder, number, plan.sha256, ShardReport(written, Tally(**described["tally"]), lines))
+            left.remove(number)
+        return left
 
-    def _rejected(self) -> tuple[Any, Any]:
-        folder = self.source.shards / self.source.split
+    @property
+    def _folder(self) -> epath.Path:
+        return self.source.shards / self.source.split
+
+    def _rejected(self) -> list[dict[str, Any]]:
+        path = self._folder / REJECTED_NAME
         try:
-            lines = [json.loads(line) for line in (folder / REJECTED_NAME).read_text(encoding="utf-8").splitlines()]
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError) as error:
-            raise DataError(f"'{folder / REJECTED_NAME}' cannot be read: {error}; --overwrite the split") from error
+            raise DataError(f"'{path}' cannot be read: {error}; --overwrite the split") from error
         expected = sum(shard["tally"]["num_rejected"] for shard in self.source.manifest["shards"])
         if len(lines) != expected:
-            raise DataError(f"'{folder / REJECTED_NAME}' has {len(lines)} rows, not {expected}; --overwrite the split")
-        return folder, iter(lines)
+            raise DataError(f"'{path}' has {len(lines)} rows, not {expected}; --overwrite the split")
+        return lines

@@ -120,8 +120,8 @@ def _claim(folder: Path) -> int:
     return lock
 
 
-def keep_finished_shards(folder: Path | epath.Path, num_shards: int, plan_sha256: str) -> None:
-    """Removes all that an earlier build left but the shards that it finished by the same plan."""
+def keep_finished_shards(folder: Path | epath.Path, num_shards: int, plan_sha256: str) -> list[int]:
+    """Removes all that an earlier build left but the shards that it finished by the same plan; returns the others."""
     reports = enumerate(read_reports(folder, num_shards, plan_sha256))
     finished = {number: report for number, report in reports if report}
     kept = {VOCAB_NAME, *(report_path(folder, number).name for number in finished)}
@@ -131,3 +131,4 @@ def keep_finished_shards(folder: Path | epath.Path, num_shards: int, plan_sha256
             epath.Path(path).rmtree() if path.is_dir() else path.unlink()
     if finished:
         _log.info("an earlier build finished %d of %d shards; going on", len(finished), num_shards)
+    return [number for number in range(num_shards) if number not in finished]

@@ -37,6 +37,7 @@ from data_pipeline.transforms import centre_crop, random_crop_box, random_flip, 
 # A batch of 128 clips of 8x224x224 has 154 MB, and by default grain would prepare hundreds of batches ahead.
 # One thread: several only wait for each other, as the work is bound by the CPU.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+_READ_AHEAD = 32  # clips that `eval_clips` reads ahead
 _log = logging.getLogger("stgt_jax")
 
 
@@ -180,7 +181,8 @@ def train_loader(
     shares = batch_shares(global_batch, config.mix_weights or [len(source) for source in sources])
     indices = [source.index() for source in sources]
     videos = common_videos([index["video_key"] for index in indices])
-    if num_common := len(np.unique(np.concatenate(videos)[np.concatenate(videos) >= 0])):
+    of_all = np.concatenate(videos)
+    if num_common := len(np.unique(of_all[of_all >= 0])):  # negative: in one set only
         _log.info("%d videos are in more than one of the shard sets; no batch takes one twice", num_common)
     parts = []
     for at, (source, share) in enumerate(zip(sources, shares, strict=True)):
@@ -278,9 +280,12 @@ def eval_clips(
     """
     clip = functools.partial(_eval_clip, source, num_frames, image_size, None)
     clips = grain.MapDataset.source(_Numbered(source))[records.start : records.stop].map(clip)
-    num_threads = min(8, os.cpu_count() or 1)
-    for made in clips.to_iter_dataset(grain.ReadOptions(num_threads, 4 * num_threads)):
-        yield made["record"], made["video"]
+    clips_read = _read_in_threads(clips, _READ_AHEAD)
+    try:
+        for made in clips_read:
+            yield made["record"], made["video"]
+    finally:
+        clips_read.close()
 
 
 def num_videos(config: DataConfig, split: str) -> int:
@@ -450,11 +455,15 @@ def _decoded(source: ShardSource, index: int, record: VideoRecord, frames: np.nd
         raise BadRecordError(f"{source.place(index)}: {error}; rebuild the split", index) from error
 
 
-def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def _read_in_threads(clips: grain.MapDataset, num_ahead: int) -> grain.DatasetIterator:
     # Threads suffice: Pillow, OpenCV and ArrayRecord release the interpreter lock, and starting worker processes would
     # take longer than the few batches of an evaluation.
     num_threads = min(8, os.cpu_count() or 1)
-    clips_read = iter(clips.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, 2 * batch_size))))
+    return iter(clips.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, num_ahead))))
+
+
+def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    clips_read = _read_in_threads(clips, 2 * batch_size)
     try:
         for start in range(0, len(clips), batch_size):
             batch = [next(clips_read) for _ in range(min(batch_size, len(clips) - start))]

@@ -26,9 +26,8 @@ from data_pipeline.shards import VOCAB_NAME, ShardSource, TokenSettings, VideoRe
 from data_pipeline.storage import any_path, written_locally
 from data_pipeline.stored_frames import StoredFrames
 
-Encode = Callable[
-    [Iterable[np.ndarray]], Iterator[np.ndarray]
-]  # clips uint8 [F, H, W, 3] -> bfloat16 [F, L, D], in order
+# From clips, uint8 [F, H, W, 3], to their tokens, bfloat16 [F, L, D], in the same order.
+Encode = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
 
 def write_token_split(
@@ -75,9 +74,7 @@ def write_token_split(
     with stopping_in_good_order(), incomplete_folder(out, split) as folder:
         with written_locally(folder / VOCAB_NAME) as file:
             file.write_bytes(source.vocab)
-        keep_finished_shards(folder, num_shards, plan)
-        finished = read_reports(folder, num_shards, plan)
-        todo = [number for number, report in enumerate(finished) if report is None]
+        todo = keep_finished_shards(folder, num_shards, plan)
         num_todo = sum(min(length, len(source) - number * length) for number in todo)
         with tqdm(total=num_todo, desc=f"caching {split}", unit=" videos", disable=not progress) as bar:
             for number in todo:

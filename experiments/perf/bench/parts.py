@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from stgt_jax.batch import Batch
 from stgt_jax.config import LossConfig
-from stgt_jax.models.stgt import STGT, normalize_frames
+from stgt_jax.models.stgt import STGT
 from stgt_jax.train.objective import matching_triples, stgt_losses
 
 Arrays = dict[str, Any]  # arrays of the batch and outputs of parts, by name
@@ -39,7 +39,7 @@ class Part:
 
 def _vit(model: STGT, loss: LossConfig, params: Any, arrays: Arrays, key: jax.Array) -> dict[str, Any]:
     def tokens(module: STGT, video: jax.Array) -> jax.Array:
-        return module.vision(normalize_frames(video, jnp.dtype(module.config.dtype)))
+        return module.encode_frames(video)
 
     return {"vit_tokens": _apply(model, params, key, tokens, arrays["video"])}
 
