@@ -36,6 +36,8 @@ def _instruction_bytes(module: Module, computation: Computation, instruction: In
         return 2 * _in_hbm(operands[1].arrays)
     if instruction.opcode == "fusion":
         return _fusion_bytes(module, module.body(instruction), instruction, operands)
+    if instruction.opcode in ("copy-start", "slice-start"):
+        return _transfer_bytes(instruction, operands[0])
     if instruction.opcode.endswith("-start"):  # its result repeats the operands
         return 2 * sum(_in_hbm(operand.arrays) for operand in operands)
     return _in_hbm(instruction.arrays) + sum(_in_hbm(operand.arrays) for operand in operands)
@@ -43,6 +45,15 @@ def _instruction_bytes(module: Module, computation: Computation, instruction: In
 
 def _in_hbm(arrays: tuple[Array, ...]) -> int:
     return sum(array.bytes for array in arrays if array.in_hbm)
+
+
+def _transfer_bytes(instruction: Instruction, source: Instruction) -> int:
+    """Returns the bytes of a copy that runs beside other operations, often from HBM to on-chip memory or back.
+
+    A `copy-start` returns (copy, source, state), a `slice-start` ((source), slice, state).
+    """
+    copied = instruction.arrays[0 if instruction.opcode == "copy-start" else 1]
+    return copied.bytes * (source.arrays[0].in_hbm + copied.in_hbm)
 
 
 def _fusion_bytes(module: Module, body: Computation, instruction: Instruction, operands: list[Instruction]) -> int:

@@ -169,6 +169,26 @@ def test_stacked_parameters_of_a_loop_are_read_layer_by_layer():
     assert once <= moved < 4 * once  # each layer cut out and multiplied, never 32 times the whole
 
 
+def test_copies_beside_other_operations_move_each_side_that_lies_in_hbm():
+    """As TPU programs have them: on-chip memory is S(1), and a slice comes ahead of the operation that needs it."""
+    text = """HloModule m
+
+ENTRY %main (a: f32[64,8]) -> f32[16,8] {
+  %a = f32[64,8]{1,0} parameter(0)
+  %s = ((f32[64,8]{1,0}), f32[16,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[16:32], [0:8]}
+  %sd = f32[16,8]{1,0:S(1)} slice-done(%s)
+  %out = (f32[16,8]{1,0}, f32[16,8]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%sd)
+  %outd = f32[16,8]{1,0} copy-done(%out)
+  %back = (f32[16,8]{1,0:S(1)}, f32[16,8]{1,0}, u32[]{:S(2)}) copy-start(%outd)
+  %backd = f32[16,8]{1,0:S(1)} copy-done(%back)
+  %both = (f32[16,8]{1,0}, f32[16,8]{1,0}, u32[]{:S(2)}) copy-start(%outd)
+  ROOT %bothd = f32[16,8]{1,0} copy-done(%both)
+}
+"""
+    a_slice = 4 * 16 * 8
+    assert hbm_bytes(parse_hlo(text)) == a_slice * (1 + 1 + 1 + 2)
+
+
 @pytest.mark.parametrize(
     ("attributes", "groups"),
     [
@@ -335,6 +355,31 @@ def test_recipe_is_compiled_for_a_slice(tmp_path, capsys):
     roofline = figures["roofline"]
     assert roofline["seconds"] == max(roofline["bounds_seconds"].values()) > 0
     assert 0 < roofline["model_flops_share"] < 1 and "videos/s" in text
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_step_from_cached_tokens_is_compiled_beside_the_one_from_frames(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    argv = ["compile", "moving_shapes_stage1", "--topology", "v5e:2x2", "--text-length", "4", *TINY]
+    argv += ["--vision.freeze", "true", "--cached-tokens", "true"]
+    assert main([*argv, "--json", str(path)]) == 0
+    figures, text = json.loads(path.read_text()), capsys.readouterr().out
+    frames, tokens = figures["frames"], figures["tokens"]
+    for quantity in ("program", "model"):
+        assert tokens["flops"][quantity] < frames["flops"][quantity]
+    assert tokens["roofline"]["hbm_bytes"] < frames["roofline"]["hbm_bytes"]
+    assert frames["input"]["bytes_per_clip"] == 2 * 16 * 16 * 3  # uint8 frames
+    assert tokens["input"]["bytes_per_clip"] == 2 * (1 + 4) * 16 * 2  # bfloat16 tokens
+    read = tokens["input"]["bytes_per_clip"] * tokens["roofline"]["videos_per_second"] / 4
+    assert tokens["input"]["bytes_per_second"] == pytest.approx(read)
+    ratio = tokens["roofline"]["videos_per_second"] / frames["roofline"]["videos_per_second"]
+    assert f"cached tokens: {ratio:.2f} times the videos/s by these bounds" in text
+
+
+def test_cached_tokens_need_a_frozen_encoder(error_of):
+    words = ["moving_shapes_stage1", "--topology", "v5e:2x2", "--cached-tokens", "true"]
+    assert "vision.freeze" in error_of(*words)
 
 
 @pytest.mark.slow
