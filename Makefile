@@ -28,7 +28,7 @@ check: lint
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 # In their order by name the longest files begin early; in xdist's own, by the number of tests, the longest comes last.
-test: lint $(VENV)/.installed-compilers
+test: lint $(VENV)/.installed-compilers $(VENV)/.installed-oracles
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
@@ -62,6 +62,11 @@ $(VENV)/.installed: requirements.txt pyproject.toml $(wildcard requirements/lock
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(INSTALL) --requirement requirements-test.txt
+	touch $@
+
+# Independent implementations that tests compare with. They stand apart, as the package must not need them.
+$(VENV)/.installed-oracles: requirements-oracles.txt $(VENV)/.installed-test
+	$(INSTALL) --upgrade --target $(VENV)/oracles --requirement requirements-oracles.txt
 	touch $@
 
 # XLA's compilers for TPUs and for NVIDIA GPUs, which need no such device; Linux alone. They stand apart, for the tests

@@ -80,8 +80,12 @@ def copy_vocab(source: str | Path, target: str | Path) -> None:
 
 def load_tokenizer(vocab_path: str | os.PathLike[str]) -> BertWordPieceTokenizer:
     """Loads a vocabulary file. Raises what `read_vocab` raises."""
-    vocab = {token: index for index, token in enumerate(read_vocab(vocab_path))}
-    return BertWordPieceTokenizer(vocab=vocab, lowercase=True)
+    return make_tokenizer(read_vocab(vocab_path))
+
+
+def make_tokenizer(words: Sequence[str]) -> BertWordPieceTokenizer:
+    """Returns the tokenizer of a vocabulary, whose tokens are in the order of their ids."""
+    return BertWordPieceTokenizer(vocab={token: index for index, token in enumerate(words)}, lowercase=True)
 
 
 def vocab_size(tokenizer: BertWordPieceTokenizer) -> int:

@@ -1,6 +1,7 @@
 """One stage of training from a recipe: builds loader and validation, checks that all fits, and calls `train`."""
 
-import dataclasses
+import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,29 @@ from experiments.recipe_fields import replace_fields
 from experiments.recipes import Recipe, get_recipe
 from experiments.steps import Steps
 from stgt_jax.config import WeightsConfig
+from stgt_jax.convert.report import format_report
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
-from stgt_jax.run_folder import Preparation, Provenance, check_initial_weights, check_vocabulary, read_run
+from stgt_jax.run_folder import (
+    Preparation,
+    Provenance,
+    check_initial_weights,
+    check_vocabulary,
+    folder_path,
+    read_run,
+    write_whole,
+)
 from stgt_jax.storage import check_storage
-from stgt_jax.train.checkpoint import checkpoint_folder, has_checkpoint
+from stgt_jax.train.checkpoint import checkpoint_folder, has_checkpoint, is_own
 from stgt_jax.train.loop import train
 from stgt_jax.train.weights import check_weights, initial_params
 
 TRAIN_SPLIT = "train"
 VALIDATION_SPLITS = ("validation", "val", "test")  # the first that the shard set has
 VALIDATION_BATCH = 32
+ORIGINS_NAME = "weights.json"  # where the first weights came from, in the run's folder
+logger = logging.getLogger("stgt_jax")
 
 
 def pretrain(
@@ -55,7 +67,9 @@ def pretrain(
     Raises:
       STGTError: shards, weights or devices are missing or do not fit the recipe, or a bucket cannot be reached.
     """
-    check_storage(workdir, *recipe.data.shard_sets, recipe.weights.initial, recipe.weights.vision)
+    check_storage(
+        workdir, *recipe.data.shard_sets, recipe.weights.initial, recipe.weights.vision, recipe.weights.qformer
+    )
     is_new = not has_checkpoint(workdir)
     if is_new:
         check_weights(recipe.weights, recipe.model, needs_initial=recipe.needs_initial_weights)
@@ -93,7 +107,7 @@ def pretrain(
             resume=resume,
             allow_changes=allow_changes,
             evaluate=_validation(recipe),
-            initial_params=_initial_params(recipe, sources),
+            initial_params=_initial_params(recipe, sources, workdir),
             provenance=provenance,
             profile_steps=profile_steps,
         )
@@ -171,8 +185,10 @@ def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], is_new: bool
     if settings.tokens:
         sections["tokens"] = settings.tokens
     if is_new:  # a resumed run has its own weights, and those it started from may be gone
-        origins = dataclasses.asdict(recipe.weights).items()
-        sections["weights_origin"] = {name: str(checkpoint_folder(path)) for name, path in origins if path}
+        given = {name: getattr(recipe.weights, name) for name in ("initial", "vision", "qformer")}
+        sections["weights_origin"] = {
+            name: str(checkpoint_folder(path) if is_own(path) else path) for name, path in given.items() if path
+        }
     return Provenance(sections, sources[TRAIN_SPLIT].vocab)
 
 
@@ -204,13 +220,25 @@ def _validation_split(shards: str) -> str | None:
     return next((name for name in VALIDATION_SPLITS if name in known), None)
 
 
-def _initial_params(recipe: Recipe, sources: Mapping[str, ShardSource]) -> Callable[[Mesh], Any] | None:
+def _record_origins(origins: Mapping[str, Any], workdir: Path | str) -> None:
+    """Logs where the first weights came from, and writes it to WORKDIR/weights.json."""
+    for name, value in origins.items():
+        logger.info("%s: %s", name, value if isinstance(value, str) else f"\n{format_report(value)}")
+    folder_path(workdir).mkdir(parents=True, exist_ok=True)
+    write_whole(folder_path(workdir) / ORIGINS_NAME, (json.dumps(origins, indent=2) + "\n").encode())
+
+
+def _initial_params(
+    recipe: Recipe, sources: Mapping[str, ShardSource], workdir: Path | str
+) -> Callable[[Mesh], Any] | None:
     """Returns a function from the mesh to the initial parameters, or None for random ones."""
     if recipe.weights == WeightsConfig():
         return None
 
     def make(mesh: Mesh) -> Any:
-        params = initial_params(recipe.weights, recipe.model, recipe.train.seed, mesh)
+        params, origins = initial_params(recipe.weights, recipe.model, recipe.train.seed, mesh)
+        if jax.process_index() == 0:
+            _record_origins(origins, workdir)
         for source in sources.values():
             check_tokens(source, recipe.model, params)
         return params

@@ -8,6 +8,7 @@
 Letters: V videos, T frames that the model sees of each, Q queries, E alignment width, C texts.
 """
 
+import dataclasses
 import itertools
 import os
 import warnings
@@ -23,13 +24,17 @@ from data_pipeline.config import FrameShape, TextCleaning
 from data_pipeline.moving_shapes import make_moving_shapes
 from data_pipeline.prepare import ClipReader, Video, list_videos
 from data_pipeline.text_cleaning import clean_caption
-from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, encode, load_tokenizer, num_tokens
+from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, encode, load_tokenizer, make_tokenizer, num_tokens
+from stgt_jax.checks import did_you_mean
 from stgt_jax.config import MeshConfig, ModelConfig
+from stgt_jax.convert.options import Conversion
 from stgt_jax.encoder import Encoder, score_similarity
 from stgt_jax.errors import STGTError
 from stgt_jax.exported import model_folder
+from stgt_jax.loading import convert, is_foreign
 from stgt_jax.mesh import make_mesh
 from stgt_jax.run_folder import Preparation, read_run
+from stgt_jax.sharding import param_shardings
 from stgt_jax.storage import check_storage
 from stgt_jax.train.checkpoint import load_params
 
@@ -37,11 +42,12 @@ __all__ = ["Model", "STGTError", "load", "make_moving_shapes"]
 
 Videos = Video | Iterable[Video]
 Texts = str | Iterable[str]
+Weights = str | os.PathLike[str]
 _BAR_AFTER = 2.0  # seconds
 _Item = TypeVar("_Item")
 
 
-def load(model: str | os.PathLike[str], *, batch_size: int = 32) -> "Model":
+def load(model: Weights | list[Weights] | tuple[Weights, ...], *, batch_size: int = 32, **conversion: Any) -> "Model":
     """Loads a trained model onto all devices of this process.
 
     Args:
@@ -50,22 +56,44 @@ def load(model: str | os.PathLike[str], *, batch_size: int = 32) -> "Model":
           "./moving_shapes");
         - the folder of a run, the --workdir of `stgt pretrain`, for its newest checkpoint;
         - the folder of one of its checkpoints, WORKDIR/checkpoints/STEP;
-        - the folder of a model that `stgt export` wrote.
+        - the folder of a model that `stgt export` or `stgt weights convert` wrote;
+        - files of another project's weights, or a list of files and folders that make a model together, later ones
+          over earlier ones: EVA's ViT, BLIP-2 of LAVIS and of Hugging Face, STGT, BERT (docs/weights.md).
       batch_size: videos to encode at a time, over all devices.
+      **conversion: options of `stgt weights convert` for other projects' weights, such as vocab="vocab.txt",
+        sim_threshold=0.5, init_missing=["temperature"].
 
     Raises:
-      STGTError: there is no such model, or a file of it is missing or damaged.
+      STGTError: there is no such model, a file of it is missing or damaged, the weights do not make a model, or there
+        is no such option.
 
     >>> load("moving_shapes")
     Model('moving_shapes', 6 frames of 64x64 pixels, 1.0 million parameters)
     """
-    folder = model_folder(model)
-    check_storage(folder)
-    run = read_run(folder)
-    tokenizer, preparation = load_tokenizer(run.vocab_file), run.preparation
     mesh = make_mesh(MeshConfig(), jax.local_devices()) if jax.local_device_count() > 1 else None
-    encoder = Encoder(run.model, load_params(folder, run.model, mesh), mesh=mesh, batch_size=batch_size)
-    return Model(os.fspath(model), encoder, tokenizer, preparation)
+    if isinstance(model, list | tuple) or conversion or is_foreign(model):
+        converted = convert(list(model) if isinstance(model, list | tuple) else [model], _options(conversion))
+        params = converted.assembly.tree()
+        params = jax.device_put(params, None if mesh is None else param_shardings(params, mesh))
+        config, preparation = converted.model, converted.preparation
+        name = " + ".join(source.path for source in converted.assembly.sources)
+        tokenizer = make_tokenizer(converted.words)
+    else:
+        folder = model_folder(model)
+        check_storage(folder)
+        run = read_run(folder)
+        config, preparation, params = run.model, run.preparation, load_params(folder, run.model, mesh)
+        name, tokenizer = os.fspath(model), load_tokenizer(run.vocab_file)
+    return Model(name, Encoder(config, params, mesh=mesh, batch_size=batch_size), tokenizer, preparation)
+
+
+def _options(values: Mapping[str, Any]) -> Conversion:
+    known = {field.name for field in dataclasses.fields(Conversion)}
+    for option in values:
+        if option not in known:
+            raise STGTError(f"load has no option '{option}'{did_you_mean(option, known)}")
+    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Conversion(**options)
 
 
 class Model:

@@ -31,11 +31,13 @@ class VisionConfig:
     depth: int = 39  # blocks
     num_heads: int = 16
     mlp_dim: int = 6144
+    norm_epsilon: float = 1e-6  # of every LayerNorm
     freeze: bool = False  # do not train the encoder
     open_blocks: int = 0  # with freeze: the last n blocks are trained all the same
 
     def __post_init__(self) -> None:
-        check_positive("vision", self, "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim")
+        check_positive("vision", self, "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim",
+                       "norm_epsilon")  # fmt: skip
         _check_heads("vision", self.width, self.num_heads)
         nearest_size = max(1, round(self.image_size / self.patch_size)) * self.patch_size
         check(
@@ -102,13 +104,14 @@ class QFormerConfig:
     mlp_dim: int = 3072
     num_queries: int = 32  # Q
     cross_attention_freq: int = 2  # every n-th layer, from the first on, has cross attention
+    norm_epsilon: float = 1e-12  # of every LayerNorm
     dropout: float = 0.1
     sep_token_id: int = 102  # ends a generated caption
 
     def __post_init__(self) -> None:
         check_positive(
             "qformer", self, "vocab_size", "max_text_length", "width", "depth", "num_heads", "mlp_dim", "num_queries",
-            "cross_attention_freq",
+            "cross_attention_freq", "norm_epsilon",
         )  # fmt: skip
         check_rate("qformer", self, "dropout")
         _check_heads("qformer", self.width, self.num_heads)
@@ -127,13 +130,14 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    ln_vision_epsilon: float = 1e-5  # of the LayerNorm between the graph and the Q-Former
     embed_dim: int = 256  # E
     dtype: Dtype = "float32"  # of the computation; trained parameters are float32
     scan_layers: bool = True  # run repeated blocks as a loop, which compiles faster
     remat: bool = False  # recompute the blocks' activations in the backward pass, which saves memory
 
     def __post_init__(self) -> None:
-        check_positive("model", self, "num_frames", "embed_dim")
+        check_positive("model", self, "num_frames", "embed_dim", "ln_vision_epsilon")
         check_choices("model", self)
         if self.graph.variant != "none":
             _check_heads("graph", self.vision.width, self.graph.num_heads)
@@ -250,11 +254,14 @@ class TrainConfig:
 class WeightsConfig:
     """The weights that training starts from; without any, they are random. A run that is resumed needs none.
 
-    Each is the folder of a run, of which the newest checkpoint is read, of one checkpoint, or of an exported model.
+    Each is the folder of a run, of which the newest checkpoint is read, of one checkpoint, or of an exported model;
+    `vision` and `qformer` may also be another project's file or folder of weights (docs/weights.md).
     """
 
     initial: str = ""  # all parameters, as from the first stage for the second
-    vision: str = ""  # the vision encoder's parameters alone; they replace those of `initial`
+    vision: str = ""  # the vision encoder's parameters alone, as EVA's; they replace those of `initial`
+    qformer: str = ""  # those of the Q-Former, the LayerNorm before it and the heads after it, as BLIP-2's; likewise
+    init_missing: tuple[str, ...] = ()  # parameters to draw at random where those files lack them, as qformer/lm_*
 
 
 def _check_heads(section: str, width: int, num_heads: int) -> None:

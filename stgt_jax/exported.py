@@ -8,8 +8,11 @@
 The models that come with the package are in `stgt_jax/pretrained`.
 """
 
+import json
+import math
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,51 @@ def export(run: Run, params: Any, folder: PathLike) -> None:
     flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(jax.device_get(params), sep="/").items()}
     write_run(folder, {name: run.content[name] for name in _SECTIONS}, run.vocab_file.read_bytes())
     (folder_path(folder) / WEIGHTS_NAME).write_bytes(safetensors.numpy.save(flat))
+
+
+def write_model(
+    folder: PathLike,
+    content: Mapping[str, Any],
+    vocab: bytes,
+    shapes: Mapping[str, tuple[int, ...]],
+    parameters: Iterable[tuple[str, Iterable[np.ndarray]]],
+    more: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Writes a model whose parameters come one after the other, so that one layer of them is in memory at a time.
+
+    Args:
+      folder: where to write; created if it does not exist. A model that is there already is replaced.
+      content: of config.json, as `export` writes it.
+      vocab: content of vocab.txt.
+      shapes: of each parameter, by its path; all are float32.
+      parameters: each parameter's path and its layers, in any order.
+      more: further JSON files, name -> content.
+    """
+    place = folder_path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    offsets, end = {}, 0
+    for path, shape in shapes.items():
+        offsets[path] = end, end + 4 * math.prod(shape)
+        end = offsets[path][1]
+    described = {
+        path: {"dtype": "F32", "shape": list(shape), "data_offsets": offsets[path]} for path, shape in shapes.items()
+    }
+    header = json.dumps(described, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    partial = place / f"{WEIGHTS_NAME}.partial"
+    with partial.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        start = file.tell()
+        for path, layers in parameters:
+            file.seek(start + offsets[path][0])
+            for layer in layers:
+                file.write(np.ascontiguousarray(layer, "<f4").tobytes())
+            if file.tell() != start + offsets[path][1]:
+                raise STGTError(f"{path} has another size than {shapes[path]}")
+    partial.replace(place / WEIGHTS_NAME)
+    for name, values in more.items():
+        (place / name).write_text(json.dumps(values, indent=2) + "\n")
+    write_run(place, content, vocab)
 
 
 def is_exported(folder: PathLike) -> bool:

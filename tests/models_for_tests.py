@@ -7,10 +7,10 @@ import numpy as np
 
 from stgt_jax.config import GraphConfig, MeshConfig, ModelConfig, QFormerConfig, TrainConfig, VisionConfig
 from stgt_jax.mesh import make_mesh
-from stgt_jax.models.stgt import STGT
+from stgt_jax.models.stgt import STGT, param_shapes
 from stgt_jax.run_folder import write_run
 from stgt_jax.train.checkpoint import Checkpoints
-from stgt_jax.train.state import init_state, param_shapes
+from stgt_jax.train.state import init_state
 
 
 def tiny() -> ModelConfig:

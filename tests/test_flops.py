@@ -9,10 +9,9 @@ import pytest
 from experiments.perf.bench.parts import PARTS
 from stgt_jax.config import GraphConfig, LossConfig, ModelConfig, QFormerConfig, VisionConfig, vit_g
 from stgt_jax.flops import graph_attention_flops, model_flops
-from stgt_jax.models.stgt import STGT
+from stgt_jax.models.stgt import STGT, param_shapes
 from stgt_jax.ops.graph_attention import banded, graph_attention
 from stgt_jax.ops.graph_attention.implementation import Inputs, Output
-from stgt_jax.train.state import param_shapes
 
 # As wide as 10 operations an element (a norm, a softmax) need to be few beside the products; only compiled, never run.
 # Nothing is a loop, whose body XLA counts once: scan_layers=False, and at 3 frames one whole window of graph attention.

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from stgt_jax.config import LossConfig, ModelConfig
-from stgt_jax.convert.reference import from_reference, reference_config, to_reference
+from stgt_jax.convert.assemble import assemble
+from stgt_jax.convert.options import Conversion
+from stgt_jax.convert.reference import to_reference
+from stgt_jax.convert.source import Source
+from stgt_jax.convert.stored_tensor import held
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.graph_attention import adjacency
 from stgt_jax.train.objective import stgt_losses
@@ -28,17 +32,20 @@ class Golden:
     def __init__(self, path: Path) -> None:
         self.file = dict(np.load(path))
         meta = ast.literal_eval(str(self.file["meta/config"]))
-        weights = {name[6:]: x for name, x in self.file.items() if name.startswith("param/")}
-        self.config: ModelConfig = reference_config(
-            weights,
+        weights = {name[6:]: held(x) for name, x in self.file.items() if name.startswith("param/")}
+        weights = {name: x for name, x in weights.items() if "predictions.decoder" not in name}  # tied
+        options = Conversion(
             vision_heads=meta["vheads"],
             graph_heads=meta["gheads"],
             qformer_heads=meta["qheads"],
             sim_threshold=meta["sim_th"],
         )
+        source = Source(str(path), "STGT", weights, {name: name for name in weights}, {})
+        assembly = assemble([source], options=options)
+        self.config: ModelConfig = assembly.config
         self.loss_config = LossConfig(contrastive="csal" if meta["simloss"] else "vtc")
         self.num_frames = meta["T"]
-        self.params = from_reference(weights, self.config)
+        self.params = assembly.tree()
         self.out, self.metrics, self.grads = self._run()
 
     def _run(self):

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -49,8 +50,10 @@ class CommandParser(argparse.ArgumentParser):
             elif self.signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
                 self._add_option(name, field)
             else:
-                nargs = None if field.required else "?"
-                self.add_argument(name, metavar=name.upper(), nargs=nargs, help=field.comment + _default(field))
+                several = typing.get_origin(field.kind) is tuple
+                nargs = "+" if several else None if field.required else "?"
+                shown = name.removesuffix("s").upper() if several else name.upper()
+                self.add_argument(name, metavar=shown, nargs=nargs, help=field.comment + _default(field))
         if self.signature.return_annotation is not None:
             self._add_option("json", FieldText(File, "also write the figures to this file", ""))
 

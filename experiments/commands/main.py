@@ -31,6 +31,8 @@ from experiments.commands.export import export
 from experiments.commands.pretrain import pretrain
 from experiments.commands.recipes import recipes
 from experiments.commands.report import report
+from experiments.commands.weights_convert import weights_convert
+from experiments.commands.weights_export import weights_export
 from stgt_jax.checks import did_you_mean
 from stgt_jax.errors import Preempted, STGTError
 
@@ -44,6 +46,8 @@ COMMANDS: dict[str, Command] = {
     "pretrain": pretrain,
     "eval retrieval": eval_retrieval,
     "export": export,
+    "weights convert": weights_convert,
+    "weights export": weights_export,
     "ablate": ablate,
     "report": report,
     "recipes": recipes,

@@ -5,7 +5,7 @@ for gradients. We stack the parameters of repeated blocks along a leading layer 
 projections apart, which the reference partly fuses.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from flax import traverse_util
 
 from stgt_jax.config import GraphConfig, ModelConfig, QFormerConfig, VisionConfig
-from stgt_jax.errors import STGTError
 
 _Layout = Callable[[np.ndarray], np.ndarray]
 
@@ -37,7 +36,7 @@ def _conv_back(x: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Leaf:
+class Leaf:
     """One of our parameters, or one layer of it, and the tensor of the reference that it comes from."""
 
     path: str  # in our tree
@@ -47,134 +46,47 @@ class _Leaf:
     layout_back: _Layout = _same
     third: int | None = None  # which third of a fused tensor it is; None: all of it
 
-
-def from_reference(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
-    """Builds our parameter tree from weights under the reference's names.
-
-    Args:
-      weights: name -> array. Aliases in the reference (the tied decoder) may be missing.
-      config: the sizes; see `reference_config`.
-
-    Returns:
-      The parameter tree of `STGT(config)`, float32.
-
-    Raises:
-      STGTError: a weight is missing, or a weight has no place in this config.
-    """
-    stacks: dict[str, list[np.ndarray]] = {}
-    used = set(_ALIASES)
-    for leaf in _leaves(config):
-        if leaf.name not in weights:
-            raise STGTError(f"weight '{leaf.name}' is missing; its place is '{leaf.path}'")
-        used.add(leaf.name)
-        array = np.asarray(weights[leaf.name], np.float32)
-        if leaf.third is not None:
-            array = np.split(array, 3)[leaf.third]
-        stacks.setdefault(leaf.path, []).append(leaf.layout(array))
-    unused = sorted(set(weights) - used)
-    if unused:
-        raise STGTError(f"{len(unused)} weights have no place in this config, the first is '{unused[0]}'")
-    layered = {leaf.path for leaf in _leaves(config) if leaf.layer is not None}
-    flat = {path: np.stack(arrays) if path in layered else arrays[0] for path, arrays in stacks.items()}
-    return traverse_util.unflatten_dict(flat, sep="/")
+    def convert(self, array: np.ndarray) -> np.ndarray:
+        """The reference's tensor as this parameter, or as this layer of it."""
+        return self.layout(array if self.third is None else np.split(array, 3)[self.third])
 
 
 def to_reference(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
-    """The inverse of `from_reference`, for a tree of weights or of gradients.
+    """Returns a tree of weights or of gradients under the reference's names.
 
     Returns:
-      name -> float32 array, without the reference's aliases.
+      name -> float32 array, without the reference's aliases (the tied decoder).
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     parts: dict[str, list[np.ndarray]] = {}
-    for leaf in _leaves(config):
+    for leaf in leaves(config):
         array = np.asarray(flat[leaf.path], np.float32)
         parts.setdefault(leaf.name, []).append(leaf.layout_back(array if leaf.layer is None else array[leaf.layer]))
     return {name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def reference_config(
-    weights: Mapping[str, np.ndarray],
-    *,
-    vision_heads: int,
-    graph_heads: int,
-    qformer_heads: int,
-    sim_threshold: float,
-) -> ModelConfig:
-    """Reads all sizes from the shapes of the weights, which do not show the numbers of heads and the threshold.
-
-    Raises:
-      STGTError: a weight is missing whose shape is needed.
-    """
-
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in weights:
-            raise STGTError(f"weight '{name}' is missing; are these weights of the reference model?")
-        return weights[name].shape
-
-    width, _, _, patch_size = shape("visual_encoder.patch_embed.proj.weight")
-    grid = int(np.sqrt(shape("visual_encoder.pos_embed")[1] - 1))
-    vocab_size, qformer_width = shape("Qformer.bert.embeddings.word_embeddings.weight")
-    qformer_depth = _count(weights, "Qformer.bert.encoder.layer.")
-    crossing = [i for i in range(qformer_depth) if _QFORMER.format(i) + "crossattention.self.key.weight" in weights]
-    num_frames = shape("graph_cross_model.time_embed")[0]
-    return ModelConfig(
-        num_frames=num_frames,
-        vision=VisionConfig(
-            image_size=grid * patch_size,
-            patch_size=patch_size,
-            width=width,
-            depth=_count(weights, "visual_encoder.blocks."),
-            num_heads=vision_heads,
-            mlp_dim=shape("visual_encoder.blocks.0.mlp.fc1.weight")[0],
-        ),
-        graph=GraphConfig(
-            num_layers=_count(weights, "graph_cross_model.resblocks."),
-            num_heads=graph_heads,
-            time_embed_rows=num_frames,
-            sim_threshold=sim_threshold,
-        ),
-        qformer=QFormerConfig(
-            vocab_size=vocab_size,
-            max_text_length=shape("Qformer.bert.embeddings.position_embeddings.weight")[0],
-            width=qformer_width,
-            depth=qformer_depth,
-            num_heads=qformer_heads,
-            mlp_dim=shape(_QFORMER.format(0) + "intermediate.dense.weight")[0],
-            num_queries=shape("query_tokens")[1],
-            cross_attention_freq=crossing[1] - crossing[0] if len(crossing) > 1 else qformer_depth,
-        ),
-        embed_dim=shape("vision_proj.weight")[0],
-    )
-
-
 _VISION = "visual_encoder.blocks.{}."
 _GRAPH = "graph_cross_model.resblocks.{}."
 _QFORMER = "Qformer.bert.encoder.layer.{}."
-_ALIASES = ("Qformer.cls.predictions.decoder.weight", "Qformer.cls.predictions.decoder.bias")
 
 
-def _count(weights: Mapping[str, np.ndarray], prefix: str) -> int:
-    """The number of layers: of the different indices that follow `prefix` in the names."""
-    return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
-
-
-def _leaves(config: ModelConfig) -> Iterator[_Leaf]:
+def leaves(config: ModelConfig) -> Iterator[Leaf]:
     """All parameters of our tree, layer by layer where they are stacked."""
     yield from _vision(config.vision)
-    yield from _graph(config.graph)
+    if config.graph.variant != "none":
+        yield from _graph(config.graph)
     yield from _qformer(config.qformer)
     yield from _norm("ln_vision", None, "ln_vision")
     for head in ("vision_proj", "text_proj", "itm_head"):
         yield from _dense(head, None, head)
-    yield _Leaf("temperature", None, "temp")
+    yield Leaf("temperature", None, "temp")
 
 
-def _vision(config: VisionConfig) -> Iterator[_Leaf]:
-    yield _Leaf("vision/patch_embed/kernel", None, "visual_encoder.patch_embed.proj.weight", _conv, _conv_back)
-    yield _Leaf("vision/patch_embed/bias", None, "visual_encoder.patch_embed.proj.bias")
-    yield _Leaf("vision/cls_token", None, "visual_encoder.cls_token")
-    yield _Leaf("vision/pos_embed", None, "visual_encoder.pos_embed")
+def _vision(config: VisionConfig) -> Iterator[Leaf]:
+    yield Leaf("vision/patch_embed/kernel", None, "visual_encoder.patch_embed.proj.weight", _conv, _conv_back)
+    yield Leaf("vision/patch_embed/bias", None, "visual_encoder.patch_embed.proj.bias")
+    yield Leaf("vision/cls_token", None, "visual_encoder.cls_token")
+    yield Leaf("vision/pos_embed", None, "visual_encoder.pos_embed")
     for i in range(config.depth):
         first_open = config.depth - config.open_blocks
         ours, layer = ("vision/blocks", i) if i < first_open else ("vision/open_blocks", i - first_open)
@@ -182,19 +94,19 @@ def _vision(config: VisionConfig) -> Iterator[_Leaf]:
         yield from _norm(f"{ours}/norm1", layer, theirs + "norm1")
         yield from _norm(f"{ours}/norm2", layer, theirs + "norm2")
         for third, part in enumerate(("query", "key", "value")):
-            yield _Leaf(f"{ours}/attention/{part}/kernel", layer, theirs + "attn.qkv.weight", _linear, _linear, third)
-        yield _Leaf(f"{ours}/attention/query/bias", layer, theirs + "attn.q_bias")
-        yield _Leaf(f"{ours}/attention/value/bias", layer, theirs + "attn.v_bias")
+            yield Leaf(f"{ours}/attention/{part}/kernel", layer, theirs + "attn.qkv.weight", _linear, _linear, third)
+        yield Leaf(f"{ours}/attention/query/bias", layer, theirs + "attn.q_bias")
+        yield Leaf(f"{ours}/attention/value/bias", layer, theirs + "attn.v_bias")
         yield from _dense(f"{ours}/attention/out", layer, theirs + "attn.proj")
         yield from _dense(f"{ours}/mlp/up", layer, theirs + "mlp.fc1")
         yield from _dense(f"{ours}/mlp/down", layer, theirs + "mlp.fc2")
 
 
-def _graph(config: GraphConfig) -> Iterator[_Leaf]:
-    yield _Leaf("graph/time_embed", None, "graph_cross_model.time_embed")
-    yield _Leaf("graph/pos_2d_embed", None, "graph_cross_model.pos_2D_embed")
+def _graph(config: GraphConfig) -> Iterator[Leaf]:
+    yield Leaf("graph/time_embed", None, "graph_cross_model.time_embed")
+    yield Leaf("graph/pos_2d_embed", None, "graph_cross_model.pos_2D_embed")
     yield from _norm("graph/ln_post", None, "graph_cross_model.ln_post")
-    yield _Leaf("graph/proj/kernel", None, "graph_cross_model.proj")  # there x @ proj: already (in, out)
+    yield Leaf("graph/proj/kernel", None, "graph_cross_model.proj")  # there x @ proj: already (in, out)
     for i in range(config.num_layers):
         theirs = _GRAPH.format(i)
         yield from _dense("graph/blocks/proj", i, theirs + "proj_fc")
@@ -204,11 +116,11 @@ def _graph(config: GraphConfig) -> Iterator[_Leaf]:
         yield from _residual_block("graph/blocks/within_frame_attention", i, theirs)
 
 
-def _residual_block(ours: str, layer: int, theirs: str) -> Iterator[_Leaf]:
+def _residual_block(ours: str, layer: int, theirs: str) -> Iterator[Leaf]:
     for third, part in enumerate(("query", "key", "value")):
         name = f"{ours}/attention/{part}"
-        yield _Leaf(f"{name}/kernel", layer, theirs + "attn.in_proj_weight", _linear, _linear, third)
-        yield _Leaf(f"{name}/bias", layer, theirs + "attn.in_proj_bias", third=third)
+        yield Leaf(f"{name}/kernel", layer, theirs + "attn.in_proj_weight", _linear, _linear, third)
+        yield Leaf(f"{name}/bias", layer, theirs + "attn.in_proj_bias", third=third)
     yield from _dense(f"{ours}/attention/out", layer, theirs + "attn.out_proj")
     yield from _norm(f"{ours}/ln_1", layer, theirs + "ln_1")
     yield from _norm(f"{ours}/ln_2", layer, theirs + "ln_2")
@@ -216,15 +128,15 @@ def _residual_block(ours: str, layer: int, theirs: str) -> Iterator[_Leaf]:
     yield from _dense(f"{ours}/mlp/down", layer, theirs + "mlp.c_proj")
 
 
-def _qformer(config: QFormerConfig) -> Iterator[_Leaf]:
+def _qformer(config: QFormerConfig) -> Iterator[Leaf]:
     embeddings = "Qformer.bert.embeddings."
-    yield _Leaf("qformer/query_tokens", None, "query_tokens")
-    yield _Leaf("qformer/word_embed/embedding", None, embeddings + "word_embeddings.weight")
-    yield _Leaf("qformer/pos_embed/embedding", None, embeddings + "position_embeddings.weight")
+    yield Leaf("qformer/query_tokens", None, "query_tokens")
+    yield Leaf("qformer/word_embed/embedding", None, embeddings + "word_embeddings.weight")
+    yield Leaf("qformer/pos_embed/embedding", None, embeddings + "position_embeddings.weight")
     yield from _norm("qformer/embed_norm", None, embeddings + "LayerNorm")
     yield from _dense("qformer/lm_dense", None, "Qformer.cls.predictions.transform.dense")
     yield from _norm("qformer/lm_norm", None, "Qformer.cls.predictions.transform.LayerNorm")
-    yield _Leaf("qformer/lm_bias", None, "Qformer.cls.predictions.bias")
+    yield Leaf("qformer/lm_bias", None, "Qformer.cls.predictions.bias")
     num_groups = config.depth // config.cross_attention_freq
     for i in range(config.depth):
         group, position = divmod(i, config.cross_attention_freq)
@@ -232,7 +144,7 @@ def _qformer(config: QFormerConfig) -> Iterator[_Leaf]:
         yield from _qformer_layer(f"qformer/{ours}/layer_{position}", layer, _QFORMER.format(i), position == 0)
 
 
-def _qformer_layer(ours: str, layer: int | None, theirs: str, cross_attention: bool) -> Iterator[_Leaf]:
+def _qformer_layer(ours: str, layer: int | None, theirs: str, cross_attention: bool) -> Iterator[Leaf]:
     attentions = [("attention", "attention")] + [("cross_attention", "crossattention")] * cross_attention
     for our_name, their_name in attentions:
         for part in ("query", "key", "value"):
@@ -245,11 +157,11 @@ def _qformer_layer(ours: str, layer: int | None, theirs: str, cross_attention: b
         yield from _norm(f"{ours}/{our_name}_norm", layer, f"{theirs}output{suffix}.LayerNorm")
 
 
-def _dense(ours: str, layer: int | None, theirs: str) -> Iterator[_Leaf]:
-    yield _Leaf(f"{ours}/kernel", layer, f"{theirs}.weight", _linear, _linear)
-    yield _Leaf(f"{ours}/bias", layer, f"{theirs}.bias")
+def _dense(ours: str, layer: int | None, theirs: str) -> Iterator[Leaf]:
+    yield Leaf(f"{ours}/kernel", layer, f"{theirs}.weight", _linear, _linear)
+    yield Leaf(f"{ours}/bias", layer, f"{theirs}.bias")
 
 
-def _norm(ours: str, layer: int | None, theirs: str) -> Iterator[_Leaf]:
-    yield _Leaf(f"{ours}/scale", layer, f"{theirs}.weight")
-    yield _Leaf(f"{ours}/bias", layer, f"{theirs}.bias")
+def _norm(ours: str, layer: int | None, theirs: str) -> Iterator[Leaf]:
+    yield Leaf(f"{ours}/scale", layer, f"{theirs}.weight")
+    yield Leaf(f"{ours}/bias", layer, f"{theirs}.bias")

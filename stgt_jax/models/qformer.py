@@ -17,8 +17,6 @@ from stgt_jax.config import QFormerConfig
 from stgt_jax.models.layers import MlpBlock, MultiHeadAttention, gelu, layer_norm, stack
 from stgt_jax.sharding import shard
 
-_EPSILON = 1e-12  # of every LayerNorm in BERT
-
 
 class Streams(NamedTuple):
     """The hidden states of queries and text; None where a pass runs without them."""
@@ -96,7 +94,7 @@ class QFormerLayer(nn.Module):
 
         def add_norm(x: jax.Array, branch: jax.Array, name: str) -> jax.Array:
             branch = nn.Dropout(config.dropout, deterministic=not train)(branch)
-            return layer_norm(_EPSILON, self.dtype, name)(x + branch)
+            return layer_norm(config.norm_epsilon, self.dtype, name)(x + branch)
 
         def attend(name: str, x: jax.Array, context: jax.Array | None, mask: jax.Array | None = None) -> jax.Array:
             attention = MultiHeadAttention(config.num_heads, self.dtype, config.dropout, name=name)
@@ -156,7 +154,7 @@ class QFormer(nn.Module):
         self.word_embed = nn.Embed(config.vocab_size, config.width, embedding_init=init, dtype=self.dtype)
         self.pos_embed = nn.Embed(config.max_text_length, config.width, embedding_init=init, dtype=self.dtype)
         self.query_tokens = self.param("query_tokens", init, (1, config.num_queries, config.width))
-        self.embed_norm = layer_norm(_EPSILON, self.dtype)
+        self.embed_norm = layer_norm(config.norm_epsilon, self.dtype)
         self.embed_dropout = nn.Dropout(config.dropout)
         num_groups, num_tail = divmod(config.depth, config.cross_attention_freq)
         if num_groups:
@@ -166,7 +164,7 @@ class QFormer(nn.Module):
         if num_tail:  # a depth that is no multiple of cross_attention_freq ends with the first layers of a group
             self.tail = QFormerGroup(config, self.dtype, num_tail)
         self.lm_dense = nn.Dense(config.width, dtype=self.dtype)
-        self.lm_norm = layer_norm(_EPSILON, self.dtype)
+        self.lm_norm = layer_norm(config.norm_epsilon, self.dtype)
         self.lm_bias = self.param("lm_bias", nn.initializers.zeros, (config.vocab_size,))
 
     def encode_queries(self, vision_tokens: jax.Array, *, train: bool = False) -> tuple[jax.Array, QueryCache]:

@@ -4,6 +4,7 @@ Letters: B videos, T frames, L tokens per frame, D vision width, M graph tokens,
 S text length, E alignment width, V vocabulary.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ class STGT(nn.Module):
         self.vision = VisionTransformer(config.vision, *loop)
         if config.graph.variant != "none":
             self.graph = GraphTransformer(config.graph, *loop)
-        self.ln_vision = layer_norm(1e-5, dtype)
+        self.ln_vision = layer_norm(config.ln_vision_epsilon, dtype)
         self.qformer = QFormer(config.qformer, *loop)
         self.vision_proj = nn.Dense(config.embed_dim, dtype=dtype)
         self.text_proj = nn.Dense(config.embed_dim, dtype=dtype)
@@ -105,6 +106,20 @@ class STGT(nn.Module):
     ) -> jax.Array:
         """Next-token logits of captions that start with [DEC]: ids and mask [B, S] -> [B, S, V] float32."""
         return self.qformer.decode(query_cache, input_ids, attention_mask, train=train)
+
+
+def init_params(model: STGT, rng: jax.Array) -> Any:
+    """Random parameters. Call it under jit or `jax.eval_shape`, so that the forward pass is not computed."""
+    vision, frames, text = model.config.vision, model.config.num_frames, model.config.qformer.max_text_length
+    video = jnp.zeros((1, frames, vision.image_size, vision.image_size, 3), jnp.uint8)  # [B, T, H, W, 3]
+    input_ids = jnp.zeros((1, text), jnp.int32)  # [B, S]
+    return model.init(rng, video, input_ids, jnp.ones_like(input_ids))["params"]
+
+
+@functools.cache
+def param_shapes(model: STGT) -> Any:
+    """Shape and dtype of every parameter. Cached: a run needs them often, and tracing the model takes seconds."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def normalize_frames(video: jax.Array, dtype: jnp.dtype) -> jax.Array:

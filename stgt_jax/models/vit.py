@@ -24,8 +24,9 @@ class VisionBlock(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
         attention = MultiHeadAttention(self.config.num_heads, self.dtype, key_bias=False, name="attention")
         mlp = MlpBlock(self.config.mlp_dim, gelu, self.dtype, name="mlp")
-        x = x + attention(layer_norm(1e-6, self.dtype, "norm1")(x))
-        x = x + mlp(layer_norm(1e-6, self.dtype, "norm2")(x))
+        epsilon = self.config.norm_epsilon
+        x = x + attention(layer_norm(epsilon, self.dtype, "norm1")(x))
+        x = x + mlp(layer_norm(epsilon, self.dtype, "norm2")(x))
         return x, None
 
 

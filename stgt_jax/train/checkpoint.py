@@ -28,10 +28,10 @@ from orbax.checkpoint import checkpoint_managers
 from stgt_jax.config import ModelConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.exported import WEIGHTS_NAME, is_exported, read_weights
-from stgt_jax.models.stgt import STGT
+from stgt_jax.models.stgt import STGT, param_shapes
 from stgt_jax.run_folder import CONFIG_NAME, PathLike, existing_folder, folder_path
 from stgt_jax.sharding import param_shardings
-from stgt_jax.train.state import TrainState, abstract_params, merge_params, param_shapes, split_params
+from stgt_jax.train.state import TrainState, abstract_params, merge_params, split_params
 
 _PREEMPTED = "preempted"  # a note beside a checkpoint: it was saved because the run had to stop
 BEST_METRIC = "t2v_r1"  # of the validation: the checkpoints with the highest are kept
@@ -239,6 +239,12 @@ def checkpoint_folder(path: PathLike) -> epath.Path:
     if not has_checkpoint(folder):
         raise STGTError(f"{path}: has no checkpoints; give the folder of a run that wrote one, or a checkpoints/STEP")
     return folder / "checkpoints" / str(max(ocp.utils.checkpoint_steps(folder / "checkpoints")))
+
+
+def is_own(path: PathLike) -> bool:
+    """Whether `path` is the folder of a run, a checkpoint or a model of this project."""
+    folder = folder_path(path)
+    return folder.is_dir() and (is_exported(folder) or has_checkpoint(folder) or (folder / "params").exists())
 
 
 def has_checkpoint(workdir: PathLike) -> bool:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from stgt_jax.config import ModelConfig, TrainConfig
 from stgt_jax.mesh import Workload, check_axes, choose_mesh, make_mesh
-from stgt_jax.models.stgt import STGT
+from stgt_jax.models.stgt import STGT, init_params, param_shapes
 from stgt_jax.sharding import param_shardings
 from stgt_jax.train.optimizer import make_optimizer
 
@@ -49,20 +49,6 @@ def _is_frozen(path: tuple[str, ...], config: ModelConfig) -> bool:
     if path == ("graph", "pos_2d_embed"):
         return True
     return config.vision.freeze and path[0] == "vision" and path[1] != "open_blocks"
-
-
-def init_params(model: STGT, rng: jax.Array) -> Any:
-    """Random parameters. Call it under jit or `jax.eval_shape`, so that the forward pass is not computed."""
-    vision, frames, text = model.config.vision, model.config.num_frames, model.config.qformer.max_text_length
-    video = jnp.zeros((1, frames, vision.image_size, vision.image_size, 3), jnp.uint8)  # [B, T, H, W, 3]
-    input_ids = jnp.zeros((1, text), jnp.int32)  # [B, S]
-    return model.init(rng, video, input_ids, jnp.ones_like(input_ids))["params"]
-
-
-@functools.cache
-def param_shapes(model: STGT) -> Any:
-    """Shape and dtype of every parameter. Cached: a run needs them often, and tracing the model takes seconds."""
-    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def state_shapes(model: STGT, config: TrainConfig) -> TrainState:

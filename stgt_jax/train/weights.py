@@ -1,6 +1,6 @@
-"""The weights that training starts from: random ones, those of an earlier stage, or those of a vision encoder."""
+"""The weights that training starts from: random ones, those of an earlier stage, or an encoder's or a Q-Former's."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,12 +9,21 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from stgt_jax.config import ModelConfig, WeightsConfig
+from stgt_jax.convert.assemble import Assembly, assemble
+from stgt_jax.convert.options import Conversion
+from stgt_jax.convert.source import open_source
+from stgt_jax.convert.tensor_files import is_weights
 from stgt_jax.errors import STGTError
-from stgt_jax.models.stgt import STGT
+from stgt_jax.models.stgt import STGT, init_params, param_shapes
 from stgt_jax.run_folder import check_initial_weights, read_run
 from stgt_jax.sharding import param_shardings
-from stgt_jax.train.checkpoint import PathLike, load_params, load_saved_params
-from stgt_jax.train.state import init_params, param_shapes
+from stgt_jax.train.checkpoint import PathLike, is_own, load_params, load_saved_params
+
+# What of the model's top level each field of WeightsConfig replaces.
+PARTS = {
+    "vision": ("vision",),
+    "qformer": ("ln_vision", "qformer", "vision_proj", "text_proj", "itm_head", "temperature"),
+}
 
 
 def check_weights(weights: WeightsConfig, model: ModelConfig, *, needs_initial: bool) -> None:
@@ -34,44 +43,71 @@ def check_weights(weights: WeightsConfig, model: ModelConfig, *, needs_initial: 
         )
 
 
-def initial_params(weights: WeightsConfig, model: ModelConfig, seed: int, mesh: Mesh) -> Any:
-    """Returns the parameter tree to start from, float32, laid out on `mesh`.
+def initial_params(weights: WeightsConfig, model: ModelConfig, seed: int, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+    """Returns the parameter tree to start from, float32, laid out on `mesh`, and where each part came from.
 
     Args:
-      weights: where parameters come from; what neither of its folders gives is random.
+      weights: where parameters come from; what none of them gives is random.
       model: the model to train.
       seed: of the random parameters, which are the ones that `init_state` would draw.
       mesh: of `make_mesh`.
 
+    Returns:
+      The parameters, and for each part of the model its source: a path or "random", or for files of other projects
+      the report of `stgt_jax.convert`.
+
     Raises:
       STGTError: a folder without a checkpoint, or one of another model; names the first parameter that differs.
     """
+    given = {part: path for part, path in (("vision", weights.vision), ("qformer", weights.qformer)) if path}
+    replaced = {name for part in given for name in PARTS[part]}
     if weights.initial:
         params = load_params(weights.initial, model, mesh)
     else:
-        params = _random_params(STGT(model), seed, mesh, without_vision=bool(weights.vision))
-    return {**params, "vision": _load_vision(weights.vision, model, mesh)} if weights.vision else params
+        params = _random_params(STGT(model), seed, mesh, without=replaced)
+    origins: dict[str, Any] = dict.fromkeys(param_shapes(STGT(model)), weights.initial or "random")
+    for part, path in given.items():
+        if is_own(path) or not is_weights(path):
+            params = {**params, **_load_part(part, path, model, mesh)}
+            origins |= dict.fromkeys(PARTS[part], path)
+        else:
+            assembly = assemble_part(part, path, model, weights.init_missing, seed)
+            tree = assembly.tree()
+            params = {**params, **jax.device_put(tree, param_shardings(tree, mesh))}
+            origins |= dict.fromkeys(PARTS[part], path) | {f"report of {path}": assembly.report()}
+    return params, origins
 
 
-def _random_params(model: STGT, seed: int, mesh: Mesh, *, without_vision: bool) -> Any:
+def assemble_part(
+    part: str, path: PathLike, model: ModelConfig, init_missing: Sequence[str] = (), seed: int = 0
+) -> Assembly:
+    """Opens another project's weights for one part of a model, "vision" or "qformer"; see `stgt_jax.convert`."""
+    options = Conversion(init_missing=tuple(init_missing), seed=seed, vision_depth=model.vision.depth)
+    return assemble([open_source(path, options)], options=options, config=model, parts=PARTS[part])
+
+
+def _random_params(model: STGT, seed: int, mesh: Mesh, *, without: Collection[str]) -> Any:
     def draw() -> Any:
         params = init_params(model, jax.random.key(seed))
-        return {name: tree for name, tree in params.items() if not (without_vision and name == "vision")}
+        return {name: tree for name, tree in params.items() if name not in without}
 
     return jax.jit(draw, out_shardings=param_shardings(jax.eval_shape(draw), mesh))()
 
 
-def _load_vision(path: PathLike, model: ModelConfig, mesh: Mesh) -> Any:
-    """Returns the vision encoder's parameters from a checkpoint whose other parts may be those of another model."""
-    check_initial_weights(read_run(path), model, part="vision")
-    saved = load_saved_params(path, mesh)["vision"]
-    wanted = {"vision": param_shapes(STGT(model))["vision"]}
+def _load_part(part: str, path: PathLike, model: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """Returns the parameters of one part from a checkpoint whose other parts may be those of another model."""
+    check_initial_weights(read_run(path), model, part=part)
+    shapes = param_shapes(STGT(model))
+    wanted = {name: shapes[name] for name in PARTS[part]}
+    saved = {name: tree for name, tree in load_saved_params(path, mesh).items() if name in wanted}
 
-    def convert(tree: Any) -> Any:
-        return {"vision": jax.tree.map(lambda x: x.astype(jnp.float32), _restack(tree, model.vision.open_blocks))}
+    def convert(trees: Any) -> Any:
+        if part == "vision":
+            trees = {"vision": _restack(trees["vision"], model.vision.open_blocks)}
+        return jax.tree.map(lambda x: x.astype(jnp.float32), trees)
 
-    _check_shapes(path, jax.eval_shape(convert, saved), wanted)
-    return jax.jit(convert, out_shardings=param_shardings(wanted, mesh))(saved)["vision"]
+    _check_shapes(path, jax.eval_shape(convert, saved), wanted, part)
+    return jax.jit(convert, out_shardings=param_shardings(wanted, mesh))(saved)
 
 
 def _restack(vision: Mapping[str, Any], open_blocks: int) -> dict[str, Any]:
@@ -86,12 +122,12 @@ def _restack(vision: Mapping[str, Any], open_blocks: int) -> dict[str, Any]:
     return {**parts, "blocks": first, "open_blocks": jax.tree.map(lambda x: x[-open_blocks:], blocks)}
 
 
-def _check_shapes(path: PathLike, saved: Any, wanted: Any) -> None:
+def _check_shapes(path: PathLike, saved: Any, wanted: Any, part: str) -> None:
     there, here = flatten_dict(saved, sep="/"), flatten_dict(wanted, sep="/")
     for name, leaf in here.items():
         if name not in there or there[name].shape != leaf.shape:
             found = f"shape {there[name].shape}" if name in there else "missing"
             raise STGTError(
-                f"{path}: {name} is {found} there and of shape {leaf.shape} in this model; give the vision options of"
-                " that encoder, which are in its config.json"
+                f"{path}: {name} is {found} there and of shape {leaf.shape} in this model; give the {part} options of"
+                " that model, which are in its config.json"
             )

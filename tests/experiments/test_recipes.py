@@ -11,9 +11,8 @@ from data_pipeline.config import DataConfig
 from experiments.recipe_fields import replace_fields
 from experiments.recipes import RECIPES, get_recipe
 from stgt_jax.errors import STGTError
-from stgt_jax.models.stgt import STGT
+from stgt_jax.models.stgt import STGT, param_shapes
 from stgt_jax.train.objective import stgt_losses
-from stgt_jax.train.state import param_shapes
 
 
 def batch_of(recipe, batch_size: int, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:

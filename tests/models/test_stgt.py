@@ -12,9 +12,8 @@ from models_for_tests import tiny
 
 from stgt_jax.config import LossConfig, ModelConfig
 from stgt_jax.models.graph_transformer import condense, sincos_2d
-from stgt_jax.models.stgt import PAD_TOKEN_ID, STGT, generate, normalize_frames
+from stgt_jax.models.stgt import PAD_TOKEN_ID, STGT, generate, normalize_frames, param_shapes
 from stgt_jax.train.objective import stgt_losses
-from stgt_jax.train.state import param_shapes
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,8 @@ from models_for_tests import tiny
 from small import leaves_by_name
 
 from stgt_jax.config import OptimizerConfig
-from stgt_jax.models.stgt import STGT
+from stgt_jax.models.stgt import STGT, param_shapes
 from stgt_jax.train.optimizer import decay_mask, make_optimizer, make_schedule
-from stgt_jax.train.state import param_shapes
 
 CONFIG = OptimizerConfig(
     peak_learning_rate=1e-3, end_learning_rate=1e-5, warmup_start_learning_rate=1e-6, warmup_steps=10

@@ -4,7 +4,7 @@ import argparse
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recipe_words import recipe_with
 
@@ -14,6 +14,7 @@ from experiments.commands.values import File, Folder, RecipeFields, format_value
 from experiments.perf.bench.settings import DataSettings, GraphAttentionSettings
 from experiments.recipe_fields import describe_fields, describe_parameters, list_fields, replace_fields
 from experiments.recipes import RECIPES, Recipe, get_recipe
+from stgt_jax.convert.options import Conversion
 from stgt_jax.errors import STGTError
 
 
@@ -142,10 +143,10 @@ def test_help_shows_description_types_defaults_and_comments():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_has_a_help_text(name):
-    described = (
-        describe_parameters(COMMANDS[name]) | describe_fields(GraphAttentionSettings) | describe_fields(DataSettings)
-    )
-    assert all(text.comment for option, text in described.items() if option not in ("fields", "settings"))
+    described = describe_parameters(COMMANDS[name])
+    for group in (GraphAttentionSettings, DataSettings, Conversion):
+        described |= describe_fields(group)
+    assert all(text.comment for option, text in described.items() if option not in ("fields", "settings", "options"))
     assert len((COMMANDS[name].__doc__ or "").splitlines()[0]) in range(10, 95)
 
 
@@ -164,6 +165,7 @@ def test_values_listed_can_be_given_back(name):
     assert recipe_with("moving_shapes_stage1", words) == recipe
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first text takes a table of all characters
 @given(st.integers(1, 10**9), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.text())
 def test_every_value_survives_the_way_through_text(number, rate, switch, text):
     words = [f"--num-clips={number}", f"--rate={rate}", f"--switch={switch}", f"--needed={text}"]

@@ -21,9 +21,9 @@ from experiments.perf.bench.parts import PARTS
 from experiments.perf.bench.settings import GraphAttentionSettings
 from experiments.perf.bench.timing import time_runs
 from experiments.tables import format_table
-from stgt_jax.models.stgt import STGT
+from stgt_jax.models.stgt import STGT, init_params
 from stgt_jax.ops.graph_attention import adjacency
-from stgt_jax.train.state import init_params, split_params
+from stgt_jax.train.state import split_params
 
 PEAK = Peak(1e11, 1e10)
 TINY = ["--width", "16", "--num-heads", "2", "--patches", "4", "--repeats", "2", "--implementations", "dense,banded"]
