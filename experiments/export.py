@@ -7,9 +7,10 @@ from typing import Any
 from experiments.evaluate import retrieval
 from experiments.steps import write_json
 from stgt_jax.exported import export
-from stgt_jax.run_folder import folder_path, read_run
+from stgt_jax.run_folder import folder_path, read_run, write_whole
 from stgt_jax.storage import check_storage
 from stgt_jax.train.checkpoint import checkpoint_folder, load_params
+from stgt_jax.train.weights import CONVERSION_NAME, ORIGINS_NAME
 
 ORIGIN_NAME = "origin.json"
 
@@ -40,6 +41,9 @@ def export_checkpoint(
         result = retrieval(checkpoint, shards, split=split, k_test=32, batch_size=32)
         origin |= {"split": split, "figures": result.to_dict()}
     export(run, load_params(checkpoint, run.model), folder)
+    for record in (ORIGINS_NAME, CONVERSION_NAME):
+        if (run.folder / record).exists():
+            write_whole(folder_path(folder) / record, (run.folder / record).read_bytes())
     write_json(folder_path(folder) / ORIGIN_NAME, origin)
     return origin
 

@@ -34,12 +34,11 @@ from stgt_jax.run_folder import (
 from stgt_jax.storage import check_storage
 from stgt_jax.train.checkpoint import checkpoint_folder, has_checkpoint, is_own
 from stgt_jax.train.loop import train
-from stgt_jax.train.weights import check_weights, initial_params
+from stgt_jax.train.weights import ORIGINS_NAME, OTHERS, check_weights, initial_params
 
 TRAIN_SPLIT = "train"
 VALIDATION_SPLITS = ("validation", "val", "test")  # the first that the shard set has
 VALIDATION_BATCH = 32
-ORIGINS_NAME = "weights.json"  # where the first weights came from, in the run's folder
 logger = logging.getLogger("stgt_jax")
 
 
@@ -223,7 +222,8 @@ def _validation_split(shards: str) -> str | None:
 def _record_origins(origins: Mapping[str, Any], workdir: Path | str) -> None:
     """Logs where the first weights came from, and writes it to WORKDIR/weights.json."""
     for name, value in origins.items():
-        logger.info("%s: %s", name, value if isinstance(value, str) else f"\n{format_report(value)}")
+        if name != OTHERS:
+            logger.info("%s: %s", name, value if isinstance(value, str) else f"\n{format_report(value)}")
     folder_path(workdir).mkdir(parents=True, exist_ok=True)
     write_whole(folder_path(workdir) / ORIGINS_NAME, (json.dumps(origins, indent=2) + "\n").encode())
 

@@ -12,9 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stgt_jax.api import Model, STGTError, load, make_moving_shapes
+    from stgt_jax.api import Model, STGTError, load, make_moving_shapes, push_to_hub
 
-__all__ = ["Model", "STGTError", "load", "make_moving_shapes"]
+__all__ = ["Model", "STGTError", "load", "make_moving_shapes", "push_to_hub"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,11 +12,12 @@ import dataclasses
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
@@ -31,14 +32,15 @@ from stgt_jax.convert.options import Conversion
 from stgt_jax.encoder import Encoder, score_similarity
 from stgt_jax.errors import STGTError
 from stgt_jax.exported import model_folder
-from stgt_jax.loading import convert, is_foreign
+from stgt_jax.hub import push_to_hub
+from stgt_jax.loading import convert, is_foreign, local
 from stgt_jax.mesh import make_mesh
 from stgt_jax.run_folder import Preparation, read_run
 from stgt_jax.sharding import param_shardings
 from stgt_jax.storage import check_storage
 from stgt_jax.train.checkpoint import load_params
 
-__all__ = ["Model", "STGTError", "load", "make_moving_shapes"]
+__all__ = ["Model", "STGTError", "load", "make_moving_shapes", "push_to_hub"]
 
 Videos = Video | Iterable[Video]
 Texts = str | Iterable[str]
@@ -57,6 +59,7 @@ def load(model: Weights | list[Weights] | tuple[Weights, ...], *, batch_size: in
         - the folder of a run, the --workdir of `stgt pretrain`, for its newest checkpoint;
         - the folder of one of its checkpoints, WORKDIR/checkpoints/STEP;
         - the folder of a model that `stgt export` or `stgt weights convert` wrote;
+        - "hf://ORGANISATION/NAME", a model on the Hugging Face Hub, of this project or Hugging Face's BLIP-2;
         - files of another project's weights, or a list of files and folders that make a model together, later ones
           over earlier ones: EVA's ViT, BLIP-2 of LAVIS and of Hugging Face, STGT, BERT (docs/weights.md).
       batch_size: videos to encode at a time, over all devices.
@@ -71,20 +74,25 @@ def load(model: Weights | list[Weights] | tuple[Weights, ...], *, batch_size: in
     Model('moving_shapes', 6 frames of 64x64 pixels, 1.0 million parameters)
     """
     mesh = make_mesh(MeshConfig(), jax.local_devices()) if jax.local_device_count() > 1 else None
-    if isinstance(model, list | tuple) or conversion or is_foreign(model):
-        converted = convert(list(model) if isinstance(model, list | tuple) else [model], _options(conversion))
-        params = converted.assembly.tree()
-        params = jax.device_put(params, None if mesh is None else param_shardings(params, mesh))
-        config, preparation = converted.model, converted.preparation
-        name = " + ".join(source.path for source in converted.assembly.sources)
-        tokenizer = make_tokenizer(converted.words)
-    else:
-        folder = model_folder(model)
-        check_storage(folder)
-        run = read_run(folder)
-        config, preparation, params = run.model, run.preparation, load_params(folder, run.model, mesh)
-        name, tokenizer = os.fspath(model), load_tokenizer(run.vocab_file)
-    return Model(name, Encoder(config, params, mesh=mesh, batch_size=batch_size), tokenizer, preparation)
+    if isinstance(model, list | tuple):
+        return _load_converted(" + ".join(os.fspath(path) for path in model), model, conversion, mesh, batch_size)
+    folder = local(model_folder(model))
+    if conversion or is_foreign(folder):
+        return _load_converted(os.fspath(model), [folder], conversion, mesh, batch_size)
+    check_storage(folder)
+    run = read_run(folder)
+    encoder = Encoder(run.model, load_params(folder, run.model, mesh), mesh=mesh, batch_size=batch_size)
+    return Model(os.fspath(model), encoder, load_tokenizer(run.vocab_file), run.preparation)
+
+
+def _load_converted(
+    name: str, paths: Sequence[Weights], options: Mapping[str, Any], mesh: Mesh | None, batch_size: int
+) -> "Model":
+    converted = convert(paths, _options(options))
+    params = converted.assembly.tree()
+    params = jax.device_put(params, None if mesh is None else param_shardings(params, mesh))
+    encoder = Encoder(converted.model, params, mesh=mesh, batch_size=batch_size)
+    return Model(name, encoder, make_tokenizer(converted.words), converted.preparation)
 
 
 def _options(values: Mapping[str, Any]) -> Conversion:
@@ -104,8 +112,9 @@ class Model:
     `texts` is a str or an iterable of str.
 
     Videos are prepared as in evaluation. T frames are taken at equal distances; a video with fewer frames repeats its
-    last one. They are resized by their short side, and their centre is cropped. Arrays whose frames have the model's
-    size already are not resized.
+    last one. They are resized as the model's training data was: by their short side, and their centre is cropped; or
+    stretched to a square, as models of other projects want them. Arrays whose frames have the model's size already are
+    not resized.
 
     Every method raises STGTError, with a message of one line that names the video or text, for a file that is missing,
     damaged or not a video, for an array of another shape or dtype, and for a text that is not a str.

@@ -29,10 +29,10 @@ from stgt_jax.convert.stored_tensor import StoredTensor, held
 from stgt_jax.convert.tensor_files import is_weights, open_safetensors
 from stgt_jax.errors import STGTError
 from stgt_jax.exported import WEIGHTS_NAME, is_exported, write_model
+from stgt_jax.hub import PREFIX, download
 from stgt_jax.run_folder import PathLike, Preparation, Run, folder_path, read_run
 from stgt_jax.train.checkpoint import is_own, load_params
-
-REPORT_NAME = "conversion.json"
+from stgt_jax.train.weights import CONVERSION_NAME, OTHERS, weights_of_others
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,20 @@ class Converted:
       model: its config, with what the vocabulary tells.
       words: of its vocabulary, in the order of their ids.
       preparation: of clips and texts.
+      weights_of_others: the files of other projects that are in it.
     """
 
     assembly: Assembly
     model: ModelConfig
     words: Sequence[str]
     preparation: Preparation
+    weights_of_others: Sequence[str]
+
+
+def local(path: PathLike) -> PathLike:
+    """Returns `path`, or for one of the Hugging Face Hub, hf://..., the folder that it was downloaded to."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    return download(text) if text.startswith(PREFIX) else path
 
 
 def is_foreign(path: PathLike) -> bool:
@@ -68,6 +76,7 @@ def convert(paths: Sequence[PathLike], options: Conversion) -> Converted:
       STGTError: a file cannot be read, the weights do not make a model, or the vocabulary is missing or another one.
     """
     check(bool(paths), "name at least one file or folder of weights")
+    paths = [local(path) for path in paths]
     runs = [read_run(path) for path in paths if is_own(path)]
     sources = [_own(path) if is_own(path) else open_source(os.fspath(path), options) for path in paths]
     assembly = assemble(sources, options=options)
@@ -92,7 +101,8 @@ def convert(paths: Sequence[PathLike], options: Conversion) -> Converted:
         preparation = runs[-1].preparation
         if options.image_size is not None:
             preparation = dataclasses.replace(preparation, resize=max(image_size, preparation.resize))
-    return Converted(assembly, model, words, preparation)
+    others = [name for path in paths for name in (weights_of_others(path) if is_own(path) else [os.fspath(path)])]
+    return Converted(assembly, model, words, preparation, list(dict.fromkeys(others)))
 
 
 def write_converted(converted: Converted, folder: PathLike) -> dict[str, Any]:
@@ -106,10 +116,10 @@ def write_converted(converted: Converted, folder: PathLike) -> dict[str, Any]:
         "preparation": converted.preparation,
         "vocab_sha256": hashlib.sha256(vocab).hexdigest(),
     }
-    report = converted.assembly.report()
+    report = converted.assembly.report() | {OTHERS: converted.weights_of_others}
     write_model(
         folder, content, vocab, converted.assembly.shapes(), converted.assembly.parameters(),
-        {REPORT_NAME: report},
+        {CONVERSION_NAME: report},
     )  # fmt: skip
     return report
 

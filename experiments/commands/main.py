@@ -33,6 +33,7 @@ from experiments.commands.recipes import recipes
 from experiments.commands.report import report
 from experiments.commands.weights_convert import weights_convert
 from experiments.commands.weights_export import weights_export
+from experiments.commands.weights_push import weights_push
 from stgt_jax.checks import did_you_mean
 from stgt_jax.errors import Preempted, STGTError
 
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Command] = {
     "export": export,
     "weights convert": weights_convert,
     "weights export": weights_export,
+    "weights push": weights_push,
     "ablate": ablate,
     "report": report,
     "recipes": recipes,

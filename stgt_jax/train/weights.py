@@ -1,5 +1,6 @@
 """The weights that training starts from: random ones, those of an earlier stage, or an encoder's or a Q-Former's."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,12 @@ from stgt_jax.convert.source import open_source
 from stgt_jax.convert.tensor_files import is_weights
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT, init_params, param_shapes
-from stgt_jax.run_folder import check_initial_weights, read_run
+from stgt_jax.run_folder import check_initial_weights, folder_path, read_run
 from stgt_jax.sharding import param_shardings
 from stgt_jax.train.checkpoint import PathLike, is_own, load_params, load_saved_params
 
+# Records in the folder of a run and of a converted model, and their key for the files of other projects.
+ORIGINS_NAME, CONVERSION_NAME, OTHERS = "weights.json", "conversion.json", "weights_of_others"
 # What of the model's top level each field of WeightsConfig replaces.
 PARTS = {
     "vision": ("vision",),
@@ -75,7 +78,20 @@ def initial_params(weights: WeightsConfig, model: ModelConfig, seed: int, mesh: 
             tree = assembly.tree()
             params = {**params, **jax.device_put(tree, param_shardings(tree, mesh))}
             origins |= dict.fromkeys(PARTS[part], path) | {f"report of {path}": assembly.report()}
-    return params, origins
+    others = [path for path in given.values() if f"report of {path}" in origins]
+    for path in filter(None, (weights.initial, *given.values())):
+        others += weights_of_others(path) if is_own(path) else []
+    return params, origins | {OTHERS: list(dict.fromkeys(others))}
+
+
+def weights_of_others(folder: PathLike) -> list[str]:
+    """Returns the files of other projects that a model of this one was made of or started from, by its records."""
+    run = read_run(folder)
+    for place in {folder_path(folder), run.folder}:
+        for name in (ORIGINS_NAME, CONVERSION_NAME):
+            if (place / name).exists():
+                return json.loads((place / name).read_text())[OTHERS]
+    return []
 
 
 def assemble_part(
