@@ -46,6 +46,10 @@ class ClipReader:
             raise DataError(f"video {index} is of type {type(video).__name__}; give a path or an array of frames")
         return self._from_frames(np.asarray(video), index)
 
+    def read_segment(self, path: str | os.PathLike[str], start: float, end: float) -> np.ndarray:
+        """Returns the clip of a part of a video file, from `start` to `end` seconds. Raises what `read` raises."""
+        return self._from_file(os.fspath(path), start, end)
+
     def read_all(self, videos: Iterable[Video]) -> Iterator[np.ndarray]:
         """Yields the clip of each video, in order. Threads read a few videos ahead. Raises what `read` raises."""
         num_threads = min(8, os.cpu_count() or 1)
@@ -57,11 +61,12 @@ class ClipReader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _from_file(self, path: str) -> np.ndarray:
+    def _from_file(self, path: str, start: float | None = None, end: float | None = None) -> np.ndarray:
         if "://" in path:
             raise DataError(f"video '{path}' is not a local file; download it first")
         try:
-            clip = decode_clip(path, FrameOptions(self.num_kept_frames, self.resize, self.frame_shape))
+            options = FrameOptions(self.num_kept_frames, self.resize, self.frame_shape)
+            clip = decode_clip(path, options, start=start, end=end)
         except ClipError as error:
             raise DataError(f"video '{path}': {error}") from error
         chosen = nearest_frames(clip.frame_numbers, clip.num_frames, self.num_frames)

@@ -4,8 +4,9 @@
 
     model = stgt.load("moving_shapes")  # or the folder of a run
 
-`Model` describes the methods, which raise `STGTError` for a mistake that the caller can correct. `make_moving_shapes`
-writes video clips to try them on. Importing this package alone is cheap: JAX is imported with the first name used.
+`Model` describes the methods, and `index` makes a folder of videos searchable. They raise `STGTError` for a mistake
+that the caller can correct. `make_moving_shapes` writes video clips to try them on. Importing this package alone is
+cheap: JAX is imported with the first name used.
 """
 
 import importlib
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stgt_jax.api import Model, STGTError, load, make_moving_shapes, push_to_hub
+    from stgt_jax.search import index, load_index
 
-__all__ = ["Model", "STGTError", "load", "make_moving_shapes", "push_to_hub"]
+_MODULES = {"index": "stgt_jax.search", "load_index": "stgt_jax.search"}  # the others are in stgt_jax.api
+__all__ = ["Model", "STGTError", "index", "load", "load_index", "make_moving_shapes", "push_to_hub"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module("stgt_jax.api"), name)
+    return getattr(importlib.import_module(_MODULES.get(name, "stgt_jax.api")), name)
 
 
 def __dir__() -> list[str]:

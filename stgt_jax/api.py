@@ -225,6 +225,14 @@ class Model:
         captions = self.encoder.write_captions(self._clips(videos), self._max_text_length)
         return [decode(self._tokenizer, ids) for ids in captions]
 
+    def read_clip(self, path: str | os.PathLike[str], times: tuple[float, float] | None = None) -> np.ndarray:
+        """Reads a video file, or the part of it from `times[0]` to `times[1]` seconds, as the model sees it.
+
+        Returns:
+          uint8 [T, H, W, 3].
+        """
+        return self._reader.read(path) if times is None else self._reader.read_segment(path, *times)
+
     def graph(self, videos: Videos) -> tuple[np.ndarray, np.ndarray]:
         """Computes the graph between the patches of neighbouring frames, for pictures of it.
 

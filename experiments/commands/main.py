@@ -28,9 +28,11 @@ from experiments.commands.data_verify import data_verify
 from experiments.commands.demo import demo
 from experiments.commands.eval_retrieval import eval_retrieval
 from experiments.commands.export import export
+from experiments.commands.index import index
 from experiments.commands.pretrain import pretrain
 from experiments.commands.recipes import recipes
 from experiments.commands.report import report
+from experiments.commands.search import search
 from experiments.commands.weights_convert import weights_convert
 from experiments.commands.weights_export import weights_export
 from experiments.commands.weights_push import weights_push
@@ -47,6 +49,8 @@ COMMANDS: dict[str, Command] = {
     "pretrain": pretrain,
     "eval retrieval": eval_retrieval,
     "export": export,
+    "index": index,
+    "search": search,
     "weights convert": weights_convert,
     "weights export": weights_export,
     "weights push": weights_push,
@@ -102,7 +106,8 @@ def _run(words: Sequence[str]) -> None:
         return
     name = group + rest[0].replace("_", "-")
     if name not in COMMANDS:
-        raise STGTError(f"unknown command '{name}'{did_you_mean(name, names)}")
+        groups = dict.fromkeys(known.partition(" ")[0] for known in names)  # a misspelt `bench` resembles no full name
+        raise STGTError(f"unknown command '{name}'{did_you_mean(name, names if group else groups)}")
     parser = CommandParser(COMMANDS[name], f"stgt {name}")
     if any(word in HELP for word in rest):
         parser.print_help()

@@ -59,7 +59,7 @@ PRETRAIN = ("pretrain", "moving_shapes_stage1", "--workdir", "unused")
         ([*PRETRAIN, "--vision.freeze=true"], "vision.freeze=true would keep an encoder of random weights: give a"),
         (["pretrain", "paper_stage1"], "the following arguments are required: --workdir; see `stgt pretrain --help`"),
         (["pretrian"], "unknown command 'pretrian'; did you mean 'pretrain'?"),
-        (["bnech", "step"], "unknown command 'bnech'; did you mean 'bench step'?"),
+        (["bnech", "step"], "unknown command 'bnech'; did you mean 'bench'?"),
         (["x"], "unknown command 'x'; known: "),
         (["data", "mkae"], "unknown command 'data mkae'; did you mean 'data make'?"),
         (["data"], "name a command: data make, data build, data cache-tokens, data verify, data show; see"),
