@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches, train_loader
 from data_pipeline.shards import VOCAB_NAME, ShardSource, list_splits, open_shards
 from data_pipeline.tokenizer import read_vocab
@@ -21,6 +20,7 @@ from stgt_jax.config import WeightsConfig
 from stgt_jax.convert.report import format_report
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
+from stgt_jax.eval.metrics import RECALLS
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
 from stgt_jax.run_folder import (
     Preparation,
@@ -36,8 +36,8 @@ from stgt_jax.train.checkpoint import checkpoint_folder, has_checkpoint, is_own
 from stgt_jax.train.loop import train
 from stgt_jax.train.weights import ORIGINS_NAME, OTHERS, check_weights, initial_params
 
-TRAIN_SPLIT = "train"
-VALIDATION_SPLITS = ("validation", "val", "test")  # the first that the shard set has
+TRAIN_SPLIT, TEST_SPLIT = "train", "test"
+VALIDATION_SPLITS = ("validation", "val")  # the first that the shard set has; without them test, where a recipe may
 VALIDATION_BATCH = 32
 logger = logging.getLogger("stgt_jax")
 
@@ -48,6 +48,7 @@ def pretrain(
     *,
     resume: bool = False,
     allow_changes: bool = False,
+    allow_other_graph: bool = False,
     profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, float]:
     """Trains one stage.
@@ -58,6 +59,8 @@ def pretrain(
       resume: continue from the newest checkpoint in `workdir`.
       allow_changes: resume although options of the training or the data have changed, or start from weights that were
         trained with another graph threshold or number of frames.
+      allow_other_graph: start from weights that were trained with another graph threshold or number of frames, as
+        fine-tuning does.
       profile_steps: first and last step of a trace, which is written to WORKDIR/tensorboard.
 
     Returns:
@@ -74,15 +77,15 @@ def pretrain(
         check_weights(recipe.weights, recipe.model, needs_initial=recipe.needs_initial_weights)
     if not recipe.data.shards:
         raise STGTError("data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR")
-    sources = _open_splits(recipe.data)
-    recipe = _fit_to_shards(recipe, sources)
+    sources = _open_splits(recipe)
+    recipe = _count_steps(_fit_to_shards(recipe, sources), sources)
     for source in sources.values():
         check_tokens_for_training(source, recipe.model)
     provenance = _provenance(recipe, sources, is_new)
     if is_new and recipe.weights.initial:
         first_stage = read_run(recipe.weights.initial)
         check_vocabulary(first_stage, recipe.data.shards, provenance.sections["vocab_sha256"])
-        check_initial_weights(first_stage, recipe.model, allow_changes=allow_changes)
+        check_initial_weights(first_stage, recipe.model, allow_changes=allow_changes or allow_other_graph)
     per_process, rest = divmod(recipe.train.batch_size, jax.process_count())
     if rest:
         raise STGTError(
@@ -191,13 +194,14 @@ def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], is_new: bool
     return Provenance(sections, sources[TRAIN_SPLIT].vocab)
 
 
-def _open_splits(data: DataConfig) -> dict[str, ShardSource]:
+def _open_splits(recipe: Recipe) -> dict[str, ShardSource]:
     """Returns the split to train on, those of further shard sets and, if there is one, the split to validate on.
 
     Raises:
       STGTError: a further shard set has another vocabulary or longer captions.
     """
-    names = [TRAIN_SPLIT, *filter(None, [_validation_split(data.shards)])]
+    data = recipe.data
+    names = [TRAIN_SPLIT, *filter(None, [_validation_split(recipe)])]
     sources = {name: open_shards(data.shards, name) for name in names}
     first = sources[TRAIN_SPLIT].settings
     for number, shards in enumerate(data.mix_shards, 2):
@@ -214,9 +218,37 @@ def _open_splits(data: DataConfig) -> dict[str, ShardSource]:
     return sources
 
 
-def _validation_split(shards: str) -> str | None:
-    known = list_splits(shards)
-    return next((name for name in VALIDATION_SPLITS if name in known), None)
+def _count_steps(recipe: Recipe, sources: Mapping[str, ShardSource]) -> Recipe:
+    """Returns the recipe with the steps of its `num_epochs`, if it has any.
+
+    Raises:
+      STGTError: the data fill no batch.
+    """
+    if not recipe.num_epochs:
+        return recipe
+    of_training = [source for name, source in sources.items() if name not in (*VALIDATION_SPLITS, TEST_SPLIT)]
+    by_caption = recipe.data.epoch == "captions"
+    num_examples = sum(source.num_captions if by_caption else len(source) for source in of_training)
+    per_epoch = num_examples // recipe.train.batch_size
+    if not per_epoch:
+        raise STGTError(
+            f"the {num_examples} training {recipe.data.epoch} fill no batch of train.batch_size="
+            f"{recipe.train.batch_size}; give a smaller --batch_size"
+        )
+    values = {"num_steps": recipe.num_epochs * per_epoch, "eval_every": per_epoch, "checkpoint_every": per_epoch}
+    return replace_fields(recipe, {f"train.{name}": value for name, value in values.items()})
+
+
+def _validation_split(recipe: Recipe) -> str | None:
+    """Returns the split to validate on. Raises STGTError where the recipe needs one that is not for the final test."""
+    known = list_splits(recipe.data.shards)
+    found = next((name for name in VALIDATION_SPLITS if name in known), None)
+    if found is None and recipe.needs_validation_split:
+        raise STGTError(
+            f"data.shards='{recipe.data.shards}' has no split called {' or '.join(VALIDATION_SPLITS)}, on which the"
+            " best checkpoint is chosen; build one with `stgt data build ... --split val`"
+        )
+    return found or (TEST_SPLIT if TEST_SPLIT in known else None)
 
 
 def _record_origins(origins: Mapping[str, Any], workdir: Path | str) -> None:
@@ -252,7 +284,12 @@ def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
     Raises:
       STGTError: the validation clips have fewer frames than the model reads.
     """
-    config, split = recipe.model, _validation_split(recipe.data.shards)
+    config, split = recipe.model, _validation_split(recipe)
+    if recipe.train.best_metric.startswith("reranked") and recipe.validation_k_test < 2:
+        raise STGTError(
+            f"train.best_metric={recipe.train.best_metric} needs validation_k_test of at least 2, not"
+            f" {recipe.validation_k_test}"
+        )
     if split is None:
         return None
     frames = {"num_frames": config.num_frames, "image_size": config.vision.image_size}
@@ -261,10 +298,16 @@ def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
     def evaluate(params: Any) -> dict[str, float]:
         mesh = jax.tree.leaves(params)[0].sharding.mesh
         encoder = Encoder(config, params, mesh=mesh, batch_size=VALIDATION_BATCH)
-        # Similarity is enough to follow the training. Re-ranking would take most of the time, so k_test is 1.
-        result = evaluate_retrieval(encoder, eval_batches(recipe.data, split, encoder.batch_size, **frames), k_test=1)
+        batches = eval_batches(recipe.data, split, encoder.batch_size, **frames)
+        result = evaluate_retrieval(encoder, batches, k_test=recipe.validation_k_test)
         time_order = time_order_metrics(result)["similarity"]
-        twins = {"twin_accuracy": time_order["twin_accuracy"]} if time_order["num_texts"] else {}
-        return result.metrics | twins
+        metrics = result.metrics
+        if time_order["num_texts"]:
+            metrics["twin_accuracy"] = time_order["twin_accuracy"]
+        if recipe.validation_k_test > 1:
+            reranked = result.reranked_metrics
+            metrics |= {f"reranked_{name}": value for name, value in reranked.items()}
+            metrics["reranked_t2v_mean_recall"] = sum(reranked[f"t2v_r{k}"] for k in RECALLS) / len(RECALLS)
+        return metrics
 
     return evaluate

@@ -16,6 +16,7 @@ from stgt_jax.checks import check, check_choices, check_not_negative, check_posi
 
 GraphVariant = Literal["full", "unweighted", "none"]
 GraphImplementation = Literal["auto", "dense", "banded", "pallas_tpu", "pallas_gpu"]
+BestMetric = Literal["t2v_r1", "reranked_t2v_mean_recall"]
 Dtype = Literal["float32", "bfloat16"]
 
 GRAPH_IMPLEMENTATIONS: tuple[str, ...] = typing.get_args(GraphImplementation)
@@ -226,7 +227,8 @@ class TrainConfig:
     eval_every: int = 5000  # steps; 0 never evaluates
     checkpoint_every: int = 1000  # steps
     keep_last: int = 3  # newest checkpoints to keep
-    keep_best: int = 1  # checkpoints to keep for their validation t2v_r1
+    keep_best: int = 1  # checkpoints to keep for their validation
+    best_metric: BestMetric = "t2v_r1"  # of the validation; or the mean of R@1, 5 and 10 of videos, after re-ranking
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -235,6 +237,7 @@ class TrainConfig:
         check_positive("train", self, "num_steps", "batch_size", "accumulation_steps", "log_every",
                        "checkpoint_every", "keep_last", "keep_best")  # fmt: skip
         check_not_negative("train", self, "eval_every")
+        check_choices("train", self)
         check(
             self.batch_size % self.accumulation_steps == 0,
             f"train.accumulation_steps={self.accumulation_steps} does not divide train.batch_size={self.batch_size}",

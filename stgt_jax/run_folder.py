@@ -25,7 +25,7 @@ from etils import epath
 from etils.epath.gpath import PosixGPath
 
 from stgt_jax.checks import did_you_mean, in_bucket
-from stgt_jax.config import ModelConfig
+from stgt_jax.config import ModelConfig, TrainConfig
 from stgt_jax.errors import STGTError
 
 CONFIG_NAME, VOCAB_NAME = "config.json", "vocab.txt"
@@ -266,8 +266,9 @@ def _quoted(path: epath.Path) -> str:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, str]:
     """What differs in the sections that `now` has, by name and in words, but for the fields that match `free`."""
     old, new = (dict(_flat(content)) for content in ({name: before.get(name) for name in now}, now))
-    if before.get("model"):  # a run of an older version may lack fields that were added later
-        old = dict(_flat(as_json({"model": ModelConfig()}))) | old
+    for section, default in (("model", ModelConfig()), ("train", TrainConfig())):
+        if before.get(section):  # a run of an older version may lack fields that were added later
+            old = dict(_flat(as_json({section: default}))) | old
     names = [name for name in {**new, **old} if old.get(name) != new.get(name) and not _matches(name, free)]
     return {name: f"{name} was {_shown(old.get(name))}, now {_shown(new.get(name))}" for name in names}
 

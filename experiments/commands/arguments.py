@@ -53,7 +53,11 @@ class CommandParser(argparse.ArgumentParser):
                 several = typing.get_origin(field.kind) is tuple
                 nargs = "+" if several else None if field.required else "?"
                 shown = name.removesuffix("s").upper() if several else name.upper()
-                self.add_argument(name, metavar=shown, nargs=nargs, help=field.comment + _default(field))
+                kind = str if several else field.kind
+                self.add_argument(
+                    name, metavar=shown, nargs=nargs, type=functools.partial(read_value, kind),
+                    help=field.comment + _default(field),
+                )  # fmt: skip
         if self.signature.return_annotation is not None:
             self._add_option("json", FieldText(File, "also write the figures to this file", ""))
 

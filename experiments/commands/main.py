@@ -28,6 +28,7 @@ from experiments.commands.data_verify import data_verify
 from experiments.commands.demo import demo
 from experiments.commands.eval_retrieval import eval_retrieval
 from experiments.commands.export import export
+from experiments.commands.finetune import finetune
 from experiments.commands.index import index
 from experiments.commands.pretrain import pretrain
 from experiments.commands.recipes import recipes
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "data verify": data_verify,
     "data show": data_show,
     "pretrain": pretrain,
+    "finetune": finetune,
     "eval retrieval": eval_retrieval,
     "export": export,
     "index": index,

@@ -3,7 +3,7 @@
 import re
 
 from experiments.commands.values import Figures, Folder, RecipeFields
-from experiments.recipes import get_recipe
+from experiments.recipes import Recipe, get_recipe
 from stgt_jax.errors import STGTError
 
 
@@ -26,8 +26,26 @@ def pretrain(
     processes train together if each is started with the same command. With SLURM's srun, Open MPI and Cloud TPU slices
     each process finds its place itself; elsewhere give each --coordinator, --num-processes and --process-id.
     """
+    return run_training(
+        get_recipe(recipe, fields), workdir, resume=resume, allow_changes=allow_changes, profile_steps=profile_steps,
+        coordinator=coordinator, num_processes=num_processes, process_id=process_id,
+        heartbeat_timeout=heartbeat_timeout,
+    )  # fmt: skip
+
+
+def run_training(
+    recipe: Recipe,
+    workdir: str,
+    *,
+    profile_steps: str,
+    coordinator: str,
+    num_processes: int | None,
+    process_id: int | None,
+    heartbeat_timeout: int,
+    **options: bool,
+) -> Figures | None:
+    """Trains as one process of a run and prints the last figures; returns them in process 0, None in the others."""
     steps = _step_range(profile_steps) if profile_steps else None
-    changed = get_recipe(recipe, fields)
     import jax
 
     from stgt_jax.distributed import joined
@@ -35,7 +53,7 @@ def pretrain(
     with joined(coordinator, num_processes, process_id, heartbeat_timeout=heartbeat_timeout):
         from experiments import pretrain
 
-        figures = pretrain.pretrain(changed, workdir, resume=resume, allow_changes=allow_changes, profile_steps=steps)
+        figures = pretrain.pretrain(recipe, workdir, profile_steps=steps, **options)
         if jax.process_index() > 0:
             return None
     print("\n".join(f"{name} {value:.4g}" for name, value in figures.items()))

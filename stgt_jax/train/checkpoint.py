@@ -9,6 +9,7 @@ WORKDIR may be a folder in a bucket.
 """
 
 import base64
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -29,12 +30,11 @@ from stgt_jax.config import ModelConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.exported import WEIGHTS_NAME, is_exported, read_weights
 from stgt_jax.models.stgt import STGT, param_shapes
-from stgt_jax.run_folder import CONFIG_NAME, PathLike, existing_folder, folder_path
+from stgt_jax.run_folder import CONFIG_NAME, PathLike, existing_folder, folder_path, read_run
 from stgt_jax.sharding import param_shardings
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, split_params
 
 _PREEMPTED = "preempted"  # a note beside a checkpoint: it was saved because the run had to stop
-BEST_METRIC = "t2v_r1"  # of the validation: the checkpoints with the highest are kept
 
 
 class _Manager(ocp.CheckpointManager):
@@ -51,16 +51,22 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep_last` and the `keep_best` best, each a folder named by its step."""
+    """The checkpoints of one run: the last `keep_last` and the `keep_best` best, each a folder named by its step.
 
-    def __init__(self, workdir: PathLike, keep_last: int = 3, keep_best: int = 1) -> None:
+    The best have the highest `best_metric` of the validation.
+    """
+
+    def __init__(self, workdir: PathLike, keep_last: int = 3, keep_best: int = 1, best_metric: str = "t2v_r1") -> None:
+        def score(metrics: Mapping[str, float]) -> float:
+            return metrics.get(best_metric, -math.inf)
+
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep_last),
-                checkpoint_managers.BestN(get_metric_fn=_score, n=keep_best),
+                checkpoint_managers.BestN(get_metric_fn=score, n=keep_best),
             ]
         )
-        options = ocp.CheckpointManagerOptions(best_fn=_score, preservation_policy=policy)
+        options = ocp.CheckpointManagerOptions(best_fn=score, preservation_policy=policy)
         self._folder = folder_path(workdir) / "checkpoints"
         # Named here, or Orbax warns of items that it cannot read.
         handlers = {"params": ocp.StandardCheckpointHandler(), "optimizer": ocp.StandardCheckpointHandler(),
@@ -76,7 +82,7 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the highest `BEST_METRIC`; the newest where none was validated."""
+        """Step of the best checkpoint; the newest where none was validated."""
         return self._manager.best_step()
 
     @property
@@ -241,6 +247,19 @@ def checkpoint_folder(path: PathLike) -> epath.Path:
     return folder / "checkpoints" / str(max(ocp.utils.checkpoint_steps(folder / "checkpoints")))
 
 
+def best_checkpoint(workdir: PathLike) -> epath.Path:
+    """Returns the folder of a run's best checkpoint by its own `train.best_metric`; the newest if none was validated.
+
+    Raises:
+      STGTError: the run has no checkpoint.
+    """
+    newest = checkpoint_folder(workdir)
+    metric = read_run(workdir).content.get("train", {}).get("best_metric", "t2v_r1")
+    with contextlib.closing(Checkpoints(workdir, best_metric=metric)) as checkpoints:
+        step = checkpoints.best_step
+    return newest if step is None else newest.parent / str(step)
+
+
 def is_own(path: PathLike) -> bool:
     """Whether `path` is the folder of a run, a checkpoint or a model of this project."""
     folder = folder_path(path)
@@ -251,10 +270,6 @@ def has_checkpoint(workdir: PathLike) -> bool:
     """Whether a run's folder holds a checkpoint."""
     folder = folder_path(workdir) / "checkpoints"
     return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
-
-
-def _score(metrics: Mapping[str, float]) -> float:
-    return metrics.get(BEST_METRIC, -math.inf)
 
 
 def _restore(folder: epath.Path, template: Any) -> Any:

@@ -77,7 +77,8 @@ def train(
         resumed without being asked.
       allow_changes: resume although options of the training or the data are not those of the run. If
         `train_iterator` raises STGTError for the saved position, the data start from the beginning.
-      evaluate: validation, from the whole parameter tree to metrics; the best checkpoint is that of the highest t2v_r1.
+      evaluate: validation, from the whole parameter tree to metrics; the best checkpoint has the highest
+        `config.best_metric`.
       initial_params: makes the parameter tree to start from, laid out on the mesh; by default random parameters.
       provenance: what data, vocabulary and first weights came from, to be kept in `workdir` and compared on resume.
       devices: to train on; by default all.
@@ -105,7 +106,7 @@ def train(
         locked(workdir),
         _stop_requests() as stop_requested,
         StepTimer() as timer,
-        contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best)) as checkpoints,
+        contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best, config.best_metric)) as checkpoints,
     ):
         content = _checked_content(workdir, content, checkpoints, resume, allow_changes)
         state, data_state = _first_state(model, config, mesh, checkpoints, initial_params)

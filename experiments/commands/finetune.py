@@ -1,0 +1,40 @@
+"""`stgt finetune`."""
+
+from typing import Literal
+
+from experiments.commands.pretrain import run_training
+from experiments.commands.values import Figures, Folder, RecipeFields
+from experiments.recipes import get_recipe
+
+
+def finetune(
+    dataset: Literal["msrvtt", "msvd", "didemo", "lsmdc"],  # whose published settings are taken
+    *,
+    workdir: Folder,  # folder for checkpoints, metrics and logs
+    resume: bool = False,  # continue from the newest checkpoint in the workdir, if there is one
+    allow_changes: bool = False,  # resume with other options
+    profile_steps: str = "",  # FIRST:LAST, trace these steps for TensorBoard's profiler; a start's first step compiles
+    coordinator: str = "",  # HOST:PORT of process 0, a port that is free there
+    num_processes: int | None = None,  # number of processes
+    process_id: int | None = None,  # of this process, from 0
+    heartbeat_timeout: int = 60,  # seconds after which a silent process counts as lost, and the others end
+    fields: RecipeFields,
+) -> Figures | None:
+    """Fine-tune a pre-trained model for retrieval on a public data set.
+
+    --weights.initial names the pre-trained model: a run, or what `stgt weights convert` wrote. After each pass over the
+    captions the model is validated; the best checkpoint is named at the end. `stgt recipes finetune_DATASET` lists the
+    settings. Several processes train together as with `stgt pretrain`.
+    """
+    figures = run_training(
+        get_recipe(f"finetune_{dataset}", fields), workdir, resume=resume, allow_changes=allow_changes,
+        allow_other_graph=True, profile_steps=profile_steps, coordinator=coordinator, num_processes=num_processes,
+        process_id=process_id, heartbeat_timeout=heartbeat_timeout,
+    )  # fmt: skip
+    if figures is None:
+        return None
+    from stgt_jax.train.checkpoint import best_checkpoint
+
+    best = str(best_checkpoint(workdir))
+    print(f"best checkpoint: {best}")
+    return {**figures, "best_checkpoint": best}
