@@ -4,15 +4,16 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
 from data_pipeline.shards import ShardSettings, open_shards
 from experiments.cache_tokens import check_tokens
+from experiments.results import describe_result
 from stgt_jax.api import load
 from stgt_jax.errors import STGTError
-from stgt_jax.eval.retrieval import RetrievalResult, evaluate_retrieval
+from stgt_jax.eval.retrieval import RetrievalResult, Rule, evaluate_retrieval
 from stgt_jax.exported import model_folder
 from stgt_jax.run_folder import Run, check_vocabulary, read_run
 from stgt_jax.storage import check_storage
@@ -21,16 +22,23 @@ FRAME_SHUFFLE_SEED = 0
 _log = logging.getLogger("stgt_jax")
 
 
-def retrieval(
+def retrieval(checkpoint: str | Path, shards: str | Path, **options: Any) -> RetrievalResult:
+    """Measures retrieval over all clips and captions of a split, as `measured_retrieval` does."""
+    return measured_retrieval(checkpoint, shards, **options)[0]
+
+
+def measured_retrieval(
     checkpoint: str | Path,
     shards: str | Path,
     *,
     split: str,
     k_test: int,
     batch_size: int,
+    rule: Rule = "probability",
+    dtype: Literal["float32", "model"] = "float32",
     shuffle_frames: bool = False,
-) -> RetrievalResult:
-    """Measures retrieval over all clips and captions of a split.
+) -> tuple[RetrievalResult, dict[str, Any]]:
+    """Measures retrieval over all clips and captions of a split, and describes what was measured.
 
     Args:
       checkpoint: folder or name of a model, as for `stgt_jax.load`.
@@ -38,15 +46,22 @@ def retrieval(
       split: of the shard set.
       k_test: candidates of each query that are re-ranked.
       batch_size: clips encoded at a time.
+      rule: what re-ranking adds to the similarity.
+      dtype: of the computation, "float32" as in the published evaluation, or "model", that of the training. Cached
+        tokens are read in the dtype that made them.
       shuffle_frames: shuffle the frames of every clip, to test whether the model uses their order.
+
+    Returns:
+      The result, and the content of its results file (`experiments.results`).
 
     Raises:
       STGTError: the checkpoint or the shards do not exist, or do not fit each other (`check_shards`).
     """
     check_storage(checkpoint, shards)
     settings = check_shards(read_run(model_folder(checkpoint)), shards, split)
-    model = load(checkpoint, batch_size=batch_size)
-    check_tokens(open_shards(shards, split), model.config, model.params)
+    model, source = load(checkpoint, batch_size=batch_size), open_shards(shards, split)
+    check_tokens(source, model.config, model.params)
+    encoder = model.encoder if dtype == "model" or settings.tokens else model.encoder.with_dtype("float32")
     frames = _frames_read(settings, model.config.num_frames)
     _log.info("evaluation: %s", _describe_frames(frames))
     batches = eval_batches(
@@ -57,7 +72,10 @@ def retrieval(
         image_size=model.config.vision.image_size,
         shuffle_frames_seed=FRAME_SHUFFLE_SEED if shuffle_frames else None,
     )
-    return dataclasses.replace(evaluate_retrieval(model.encoder, batches, k_test=k_test), frames=frames)
+    result = dataclasses.replace(evaluate_retrieval(encoder, batches, k_test=k_test, rule=rule), frames=frames)
+    options = {"split": split, "k_test": k_test, "rule": rule, "dtype": dtype, "encode_batch_size": batch_size}
+    options |= {"shuffle_frames": "true"} if shuffle_frames else {}
+    return result, describe_result(result, encoder, source, str(checkpoint), options)
 
 
 def _frames_read(settings: ShardSettings, num_frames: int) -> dict[str, Any]:

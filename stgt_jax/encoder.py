@@ -9,6 +9,7 @@ a frame, Q queries, E alignment width, C texts, S text length, M graph tokens, D
 """
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from stgt_jax.config import ModelConfig
+from stgt_jax.config import Dtype, ModelConfig
 from stgt_jax.contrastive import similarity
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT, generate
@@ -58,6 +59,11 @@ class Encoder:
             raise STGTError(f"batch_size={batch_size!r} must be an int of at least 1")
         self.batch_size = _round_up(batch_size, self._num_devices)
 
+    def with_dtype(self, dtype: Dtype) -> "Encoder":
+        """The same model, computed in another dtype."""
+        config = dataclasses.replace(self.model.config, dtype=dtype)
+        return Encoder(config, self.params, mesh=self._mesh, batch_size=self.batch_size)
+
     def embed_videos(self, clips: Iterable[np.ndarray]) -> np.ndarray:
         """Encodes clips: float32 [V, Q, E], of norm 1."""
         batches = self._run(_encode_videos, _one_column(clips), self.batch_size)
@@ -89,10 +95,16 @@ class Encoder:
         input_ids: np.ndarray,
         attention_mask: np.ndarray,
         pairs: Iterable[tuple[int, int]],
+        *,
+        as_logit: bool = False,
     ) -> np.ndarray:
-        """Returns P(match) float32 [P] of P pairs (index of a video, index of a text with its ids and mask [C, S])."""
+        """Returns P(match) float32 [P] of P pairs (index of a video, index of a text with its ids and mask [C, S]).
+
+        With `as_logit`, the logit of the class "match" instead.
+        """
         rows = ((np.int32(video), input_ids[text], attention_mask[text]) for video, text in pairs)
-        return _gather(self._run(_match, rows, PAIRS_PER_CLIP * self.batch_size, videos.graph_tokens), ())
+        function = _match_logits if as_logit else _match
+        return _gather(self._run(function, rows, PAIRS_PER_CLIP * self.batch_size, videos.graph_tokens), ())
 
     def write_captions(self, clips: Iterable[np.ndarray], max_length: int) -> np.ndarray:
         """Captions clips: token ids int32 [V, max_length], see `generate`."""
@@ -162,7 +174,14 @@ def _match(
     model: STGT, params: Any, graph_tokens: jax.Array, videos: jax.Array, ids: jax.Array, mask: jax.Array
 ) -> jax.Array:
     logits = _apply(model, params, graph_tokens[videos], ids, mask, method="match")
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[:, 1]  # label 1 is "match"
+    return jax.nn.softmax(logits, axis=-1)[:, 1]  # label 1 is "match"
+
+
+@partial(jax.jit, static_argnums=0)
+def _match_logits(
+    model: STGT, params: Any, graph_tokens: jax.Array, videos: jax.Array, ids: jax.Array, mask: jax.Array
+) -> jax.Array:
+    return _apply(model, params, graph_tokens[videos], ids, mask, method="match")[:, 1]
 
 
 @partial(jax.jit, static_argnums=(0, 2))

@@ -1,6 +1,8 @@
 """`stgt eval retrieval`."""
 
-from experiments.commands.values import Figures
+from typing import Literal
+
+from experiments.commands.values import Figures, File
 
 
 def eval_retrieval(
@@ -9,16 +11,24 @@ def eval_retrieval(
     shards: str,  # folder of the shard set, from `stgt data build`
     split: str = "test",  # split to measure on
     k_test: int = 32,  # candidates of each query that are re-ranked by matching
+    rule: Literal["probability", "logit"] = "probability",  # what re-ranking adds: P(match), or as LAVIS the logit
+    dtype: Literal["float32", "model"] = "float32",  # of the computation; model: that of the training
     encode_batch_size: int = 32,  # clips encoded at a time
     shuffle_frames: bool = False,  # shuffle the frames of every clip, to see if the model uses their order
+    results: File | None = None,  # also write all figures, every query's ranks, and what was measured how
 ) -> Figures:
     """Measure retrieval of videos by text and of texts by video, with and without re-ranking."""
-    from experiments.evaluate import retrieval
+    from experiments.evaluate import measured_retrieval
+    from experiments.steps import write_json
     from stgt_jax.eval.retrieval import format_table, format_time_order
 
-    result = retrieval(
-        checkpoint, shards, split=split, k_test=k_test, batch_size=encode_batch_size, shuffle_frames=shuffle_frames
-    )
+    result, described = measured_retrieval(
+        checkpoint, shards, split=split, k_test=k_test, rule=rule, dtype=dtype, batch_size=encode_batch_size,
+        shuffle_frames=shuffle_frames,
+    )  # fmt: skip
+    print(f"split {split} of {shards}")
     print(format_table(result))
     print(format_time_order({"frames shuffled" if shuffle_frames else "frames in order": result}))
+    if results:
+        write_json(results, described)
     return result.to_dict()

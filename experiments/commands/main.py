@@ -26,6 +26,7 @@ from experiments.commands.data_make import data_make
 from experiments.commands.data_show import data_show
 from experiments.commands.data_verify import data_verify
 from experiments.commands.demo import demo
+from experiments.commands.eval_compare import eval_compare
 from experiments.commands.eval_retrieval import eval_retrieval
 from experiments.commands.export import export
 from experiments.commands.finetune import finetune
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": pretrain,
     "finetune": finetune,
     "eval retrieval": eval_retrieval,
+    "eval compare": eval_compare,
     "export": export,
     "index": index,
     "search": search,

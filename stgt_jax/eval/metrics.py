@@ -50,6 +50,22 @@ def retrieval_metrics(
     }
 
 
+def dual_softmax(similarity: np.ndarray, temperature: float, *, axis: int) -> np.ndarray:
+    """Returns similarities [V, C] times their softmax, at the model's temperature, over all queries.
+
+    A candidate that fits many queries well loses by it. (Cheng et al., "Improving Video-Text Retrieval by Multi-Stream
+    Corpus Alignment and Dual Softmax Loss", arXiv 2109.04290.)
+
+    Args:
+      similarity: [V, C].
+      temperature: of the softmax.
+      axis: of the queries: 1 where texts search for videos, 0 where videos search for texts.
+    """
+    logits = similarity.astype(np.float64) / temperature
+    weights = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    return similarity * weights / weights.sum(axis=axis, keepdims=True)
+
+
 def twin_metrics(
     text_to_video_scores: np.ndarray,
     video_to_text_scores: np.ndarray,

@@ -4,16 +4,18 @@ An `Encoder` encodes every video and every caption once.
 """
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from stgt_jax.encoder import Encoder, score_similarity
 from stgt_jax.errors import STGTError
-from stgt_jax.eval.metrics import format_metrics, retrieval_metrics, twin_metrics
+from stgt_jax.eval.metrics import dual_softmax, format_metrics, retrieval_metrics, twin_metrics
 
+Rule = Literal["probability", "logit"]  # what re-ranking adds: P(match), as STGT does, or the logit, as LAVIS does
 NOT_A_CANDIDATE = -100.0  # the re-ranked score of everything beyond the top k
 
 
@@ -29,6 +31,9 @@ class RetrievalResult:
     captions: tuple[str, ...]  # C
     groups: tuple[str, ...]  # C; captions of the same group differ only in time order; empty for no group
     k_test: int  # number of candidates that were re-ranked for each query
+    rule: Rule = "probability"  # what re-ranking added to the similarity
+    temperature: float = 0.07  # of the model, for the dual softmax
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of encoding videos and texts, and of re-ranking
     frames: Mapping[str, Any] = field(default_factory=dict)  # how they were stored and chosen, for the results file
 
     @property
@@ -41,6 +46,30 @@ class RetrievalResult:
         """`retrieval_metrics` after re-ranking. A right answer that is not among the candidates ranks last."""
         return retrieval_metrics(self.text_to_video, self.video_of_text, self.video_to_text)
 
+    @property
+    def dual_softmax_metrics(self) -> dict[str, float]:
+        """`retrieval_metrics` by similarity times a softmax over all queries.
+
+        It knows all queries of the test at once, so its figures compare only with others of its kind.
+        """
+        to_video = dual_softmax(self.similarity, self.temperature, axis=1)
+        to_text = dual_softmax(self.similarity, self.temperature, axis=0)
+        return retrieval_metrics(to_video, self.video_of_text, to_text)
+
+    @property
+    def num_shared_captions(self) -> int:
+        """Captions whose very words another video has, too: they count as right for their own video alone."""
+        owners: dict[str, set[int]] = {}
+        for caption, video in zip(self.captions, self.video_of_text.tolist(), strict=True):
+            owners.setdefault(caption, set()).add(video)
+        return sum(len(owners[caption]) > 1 for caption in self.captions)
+
+    @property
+    def rows(self) -> dict[str, dict[str, float]]:
+        """The metrics by the name of their row in a table."""
+        rule = "re-ranked" if self.rule == "probability" else "re-ranked by logit"
+        return {"": self.metrics, rule: self.reranked_metrics, "dual softmax": self.dual_softmax_metrics}
+
     def to_dict(self) -> dict[str, Any]:
         """Returns all metrics, as plain numbers for JSON; those of time order are NaN if no caption has a twin."""
         return {
@@ -49,12 +78,18 @@ class RetrievalResult:
             "k_test": self.k_test,
             "similarity": self.metrics,
             "reranked": self.reranked_metrics,
+            "dual_softmax": self.dual_softmax_metrics,
+            "rule": self.rule,
+            "num_shared_captions": self.num_shared_captions,
+            "seconds": dict(self.seconds),
             "time_order": time_order_metrics(self),
             **({"frames": dict(self.frames)} if self.frames else {}),
         }
 
 
-def evaluate_retrieval(encoder: Encoder, batches: Iterable[Mapping[str, Any]], *, k_test: int = 32) -> RetrievalResult:
+def evaluate_retrieval(
+    encoder: Encoder, batches: Iterable[Mapping[str, Any]], *, k_test: int = 32, rule: Rule = "probability"
+) -> RetrievalResult:
     """Scores every caption against every video of the batches.
 
     Args:
@@ -63,6 +98,7 @@ def evaluate_retrieval(encoder: Encoder, batches: Iterable[Mapping[str, Any]], *
         of their captions, in any number C: input_ids and attention_mask [C, S], caption [C] str, row [C], the clip that
         each belongs to. All processes of a run must read the same batches.
       k_test: number of candidates to re-rank for each query; of a smaller gallery, all.
+      rule: what is added to their similarity: P(match), as in STGT, or the logit of a match, as in LAVIS.
 
     Raises:
       STGTError: there is no valid record, a video has no caption, or k_test is not positive.
@@ -74,14 +110,19 @@ def evaluate_retrieval(encoder: Encoder, batches: Iterable[Mapping[str, Any]], *
     first = next(clips, None)
     if first is None:
         raise STGTError("the evaluation data hold no clip; check the split's shard set")
+    times = [time.perf_counter()]
     videos = encoder.encode_videos(itertools.chain([first], clips))
+    times.append(time.perf_counter())
     input_ids, attention_mask = np.stack(gallery.input_ids), np.stack(gallery.attention_mask)
     scores = score_similarity(videos.embed, encoder.encode_texts(input_ids, attention_mask))  # [V, C]
+    times.append(time.perf_counter())
     by_text = _candidates(scores.T, k_test).T  # [V, C] bool
     by_video = _candidates(scores, k_test)
     pairs = np.argwhere(by_text | by_video)  # [P, 2]: video, text; a pair that both directions want is matched once
     matched = scores.copy()
-    matched[tuple(pairs.T)] += encoder.match(videos, input_ids, attention_mask, pairs)
+    as_logit = rule == "logit"
+    matched[tuple(pairs.T)] += encoder.match(videos, input_ids, attention_mask, pairs, as_logit=as_logit)
+    times.append(time.perf_counter())
     return RetrievalResult(
         similarity=scores,
         text_to_video=np.where(by_text, matched, np.float32(NOT_A_CANDIDATE)),
@@ -91,6 +132,9 @@ def evaluate_retrieval(encoder: Encoder, batches: Iterable[Mapping[str, Any]], *
         captions=tuple(gallery.captions),
         groups=tuple(gallery.groups),
         k_test=k_test,
+        rule=rule,
+        temperature=float(encoder.params["temperature"]),
+        seconds=dict(zip(("videos", "texts", "re-ranking"), np.diff(times).tolist(), strict=True)),
     )
 
 
@@ -105,8 +149,12 @@ def time_order_metrics(result: RetrievalResult) -> dict[str, dict[str, float]]:
 
 def format_table(result: RetrievalResult) -> str:
     """Returns a text table of both directions, with and without re-ranking."""
-    table = format_metrics({"": result.metrics, "re-ranked": result.reranked_metrics})
-    return f"{len(result.video_ids)} videos, {len(result.captions)} captions\n{table}"
+    counts = f"{len(result.video_ids)} videos, {len(result.captions)} captions"
+    if shared := result.num_shared_captions:
+        counts += f"; {shared} captions are those of several videos, and count as right for their own alone"
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
+    lines = [counts, format_metrics(result.rows)]
+    return "\n".join(lines + ([f"time: {times}"] if times else []))
 
 
 def format_time_order(results: Mapping[str, RetrievalResult]) -> str:

@@ -1,5 +1,6 @@
 """Retrieval figures against brute force, and the evaluation of a tiny model against unbatched scoring."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,7 @@ from models_for_tests import tiny
 from stgt_jax.config import MeshConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
-from stgt_jax.eval.metrics import retrieval_metrics, twin_metrics
+from stgt_jax.eval.metrics import dual_softmax, retrieval_metrics, twin_metrics
 from stgt_jax.eval.retrieval import (
     NOT_A_CANDIDATE,
     evaluate_retrieval,
@@ -247,3 +248,44 @@ def test_video_without_a_caption_is_named(model_and_params):
     batches = [{**batch, "row": batch["row"] + (batch["row"] == 3)} for batch in make_batches(make_records())]
     with pytest.raises(STGTError, match=r"video 'v3\.mp4' has no caption"):
         evaluate_retrieval(make_encoder(model_and_params), batches)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dual_softmax_favours_the_query_that_fits_best(axis):
+    scores = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
+    ours = dual_softmax(scores, 0.07, axis=axis)
+    expected = np.zeros_like(scores, np.float64)
+    for place in np.ndindex(scores.shape):
+        queries = scores[:, place[1]] if axis == 0 else scores[place[0]]
+        others = np.exp((queries.astype(np.float64) - scores[place]) / 0.07).sum()
+        expected[place] = scores[place] / others
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_rule_of_lavis_adds_the_logit(model_and_params):
+    encoder = make_encoder(model_and_params)
+    by_probability, by_logit = (
+        evaluate_retrieval(encoder, make_batches(make_records()), k_test=3, rule=rule)
+        for rule in ("probability", "logit")
+    )
+    np.testing.assert_array_equal(by_logit.similarity, by_probability.similarity)
+    chosen = by_probability.text_to_video != NOT_A_CANDIDATE
+    np.testing.assert_array_equal(chosen, by_logit.text_to_video != NOT_A_CANDIDATE)
+    added, logits = ((one.text_to_video - one.similarity)[chosen] for one in (by_probability, by_logit))
+    assert (added > 0).all() and (added < 1).all() and np.abs(logits).max() > 0
+    assert np.corrcoef(np.argsort(np.argsort(added)), np.argsort(np.argsort(logits)))[0, 1] > 0.5
+    assert "re-ranked by logit" in format_table(by_logit) and "dual softmax" in format_table(by_logit)
+
+
+def test_captions_of_several_videos_are_counted(model_and_params):
+    result = evaluate_retrieval(make_encoder(model_and_params), make_batches(make_records()), k_test=3)
+    assert result.num_shared_captions == 0 and "of several videos" not in format_table(result)
+    captions = (result.captions[0], *result.captions[:-1])
+    shared = dataclasses.replace(result, captions=captions)
+    owners = result.video_of_text
+    expected = 2 if owners[0] != owners[1] else 0
+    assert shared.num_shared_captions == expected
+    same_for_all = dataclasses.replace(result, captions=("a", *["b"] * (len(captions) - 1)))
+    assert same_for_all.num_shared_captions == len(captions) - 1
+    assert f"{len(captions) - 1} captions are those of several videos" in format_table(same_for_all)
+    assert result.seconds.keys() == {"videos", "texts", "re-ranking"} and "time: videos" in format_table(result)
