@@ -94,10 +94,25 @@ def device_groups(attributes: str, num_devices: int) -> list[list[int]]:
         if found[3]:
             devices = devices.transpose(tuple(map(int, found[3].split(","))))
         return devices.reshape(shape).tolist()
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        within = re.findall(r"'(\w+)'", found[2])
+        within = re.findall(r"'(\w+)'", found[3])
         order = [*(name for name in sizes if name not in within), *within]
-        devices = np.arange(num_devices).reshape(list(sizes.values())).transpose([list(sizes).index(n) for n in order])
+        devices = _transposed(found[2], num_devices).reshape(list(sizes.values()))
+        devices = devices.transpose([list(sizes).index(name) for name in order])
         return devices.reshape(-1, math.prod(sizes[name] for name in within)).tolist()
+    if re.search(r"replica_groups=(?!\{\})", attributes):
+        raise ValueError(f"replica_groups of an unknown form: {attributes[:200]}")
     return [list(range(num_devices))]
+
+
+def _transposed(text: str | None, num_devices: int) -> np.ndarray:
+    """Parses `[4,4]T(1,0)`: the devices in that shape, transposed; without text as they are."""
+    devices = np.arange(num_devices)
+    if not text:
+        return devices
+    found = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not found:
+        raise ValueError(f"device_ids of an unknown form: {text}")
+    devices = devices.reshape(tuple(map(int, found[1].split(","))))
+    return devices.transpose(tuple(map(int, found[2].split(",")))) if found[2] else devices

@@ -77,10 +77,10 @@ class Instruction:
     @property
     def called(self) -> list[str]:
         """Names of the computations that it runs."""
-        if self.opcode in ("async-update", "async-done"):
-            return []  # counted at the matching async-start
+        if self.opcode in ("async-update", "async-done", "call-update", "call-done"):
+            return []  # counted at the matching start
         words = _CALLED.findall(self.attributes)
-        names = [name for word, name in words if word != "to_apply" or self.opcode == "call"]
+        names = [name for word, name in words if word != "to_apply" or self.kind == "call"]
         for several in _SEVERAL_CALLED.findall(self.attributes):
             names += [name.strip().removeprefix("%") for name in several.split(",")]
         return names

@@ -12,7 +12,7 @@ from experiments.perf.compile.hlo import Array, Computation, Instruction, Module
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
-    "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "async-start", "iota", "domain",
+    "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "async-start", "call-start", "iota", "domain",
 }  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
 

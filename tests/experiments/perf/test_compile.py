@@ -198,6 +198,8 @@ ENTRY %main (a: f32[64,8]) -> f32[16,8] {
         ("source_target_pairs={{0,1},{1,2}}", [[0, 1], [1, 2]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'b'}, dimensions={0}", [[0, 1], [2, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}, dimensions={0}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, dimensions={0}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=4,'b'=1], device_ids=([2,2]T(1,0)) {'a'}, dimensions={0}", [[0, 2, 1, 3]]),
         ("replica_groups={}, to_apply=%add", [[0, 1, 2, 3]]),
     ],
 )
@@ -290,6 +292,34 @@ ENTRY %main (a: f32[8,16]) -> f32[2,16] {
 """
     (one,) = find_collectives(parse_hlo(text), slices=[0] * 4)
     assert (one.kind, one.link, one.times, one.sent_bytes) == ("reduce-scatter", ICI, 1, 3 / 4 * 4 * 8 * 16)
+
+
+def test_collective_that_is_called_on_another_core_counts():
+    text = """HloModule m, num_partitions=4
+
+%called (p: f32[8,16], q: token[]) -> f32[32,16] {
+  %q = token[] parameter(1)
+  %p = f32[8,16]{1,0} parameter(0)
+  ROOT %g = f32[32,16]{1,0} all-gather(%p), channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: f32[8,16]) -> f32[32,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %q = token[] after-all()
+  %start = ((f32[8,16]{1,0}, token[]), f32[32,16]{1,0}) call-start(%a, %q), \
+async_execution_thread="sparsecore", to_apply=%called
+  ROOT %done = f32[32,16]{1,0} call-done(%start)
+}
+"""
+    module = parse_hlo(text)
+    (one,) = find_collectives(module, slices=[0] * 4)
+    assert (one.kind, one.times, one.sent_bytes) == ("all-gather", 1, 3 * 4 * 8 * 16)
+    assert hbm_bytes(module) == 4 * 16 * (8 + 32)
+
+
+def test_groups_of_an_unknown_form_are_not_guessed():
+    with pytest.raises(ValueError, match="replica_groups of an unknown form"):
+        device_groups("replica_groups=ring(0,1,2,3), dimensions={0}", 4)
 
 
 def test_refusal_of_the_compiler_is_one_line_with_its_figures():
