@@ -15,7 +15,10 @@ from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.metrics import RECALLS, text_to_video_ranks, video_to_text_ranks
 from stgt_jax.eval.retrieval import RetrievalResult
+from stgt_jax.exported import model_folder
 from stgt_jax.fingerprint import fingerprint
+from stgt_jax.run_folder import folder_path
+from stgt_jax.train.weights import CONVERSION_NAME
 
 SCHEMA = 1
 _SAME = ("data_sha256", "num_videos", "num_texts")  # of two files that can be compared
@@ -54,12 +57,19 @@ def describe_result(
         "data_sha256": source.manifest_sha256,
         "checkpoint": checkpoint,
         "weights_fingerprint": fingerprint(encoder.params),
+        "weights_notes": _notes(checkpoint),
         "dtype": encoder.model.config.dtype,
         "preparation": {**result.frames, "clean_text": source.settings.clean_text,
                         "max_text_length": source.settings.max_text_length},
         **result.to_dict(),
         "queries": {"text_to_video": text_queries, "video_to_text": video_queries},
     }  # fmt: skip
+
+
+def _notes(checkpoint: str) -> list[str]:
+    """What a conversion of the weights noted, such as that a table of them is lost."""
+    file = folder_path(model_folder(checkpoint)) / CONVERSION_NAME
+    return json.loads(file.read_text())["notes"] if file.exists() else []
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Letters: V videos, T frames that the model sees of each, Q queries, E alignment 
 """
 
 import dataclasses
+import fnmatch
 import itertools
 import os
 import warnings
@@ -82,7 +83,8 @@ def load(model: Weights | list[Weights] | tuple[Weights, ...], *, batch_size: in
     check_storage(folder)
     run = read_run(folder)
     encoder = Encoder(run.model, load_params(folder, run.model, mesh), mesh=mesh, batch_size=batch_size)
-    return Model(os.fspath(model), encoder, load_tokenizer(run.vocab_file), run.preparation)
+    random = run.content.get("random_parameters", ())
+    return Model(os.fspath(model), encoder, load_tokenizer(run.vocab_file), run.preparation, random)
 
 
 def _load_converted(
@@ -92,7 +94,7 @@ def _load_converted(
     params = converted.assembly.tree()
     params = jax.device_put(params, None if mesh is None else param_shardings(params, mesh))
     encoder = Encoder(converted.model, params, mesh=mesh, batch_size=batch_size)
-    return Model(name, encoder, make_tokenizer(converted.words), converted.preparation)
+    return Model(name, encoder, make_tokenizer(converted.words), converted.preparation, converted.assembly.random)
 
 
 def _options(values: Mapping[str, Any]) -> Conversion:
@@ -126,12 +128,18 @@ class Model:
     """
 
     def __init__(
-        self, name: str, encoder: Encoder, tokenizer: BertWordPieceTokenizer, preparation: Preparation
+        self,
+        name: str,
+        encoder: Encoder,
+        tokenizer: BertWordPieceTokenizer,
+        preparation: Preparation,
+        random_parameters: Sequence[str] = (),
     ) -> None:
         self.config: ModelConfig = encoder.model.config
         self.params: Any = encoder.params
         self.encoder = encoder
         self._name = name
+        self._random = random_parameters  # that a conversion drew, as no source had them
         self._tokenizer = tokenizer
         self._max_text_length = preparation.max_text_length
         self._clean_text = cast(TextCleaning, preparation.clean_text)
@@ -154,6 +162,7 @@ class Model:
         >>> model.encode_video(frames).shape
         (1, 8, 64)
         """
+        self._warn_if_random("vision_proj", "qformer/query_tokens", "qformer/*/cross_attention*")
         return self.encoder.embed_videos(self._clips(videos))
 
     def encode_text(self, texts: Texts) -> np.ndarray:
@@ -166,6 +175,7 @@ class Model:
         >>> model.encode_text(["a red circle grows", "a red circle shrinks"]).shape
         (2, 64)
         """
+        self._warn_if_random("text_proj", "qformer/word_embed", "qformer/*/text_mlp*")
         ids, mask = self._tokenize(texts)
         return self.encoder.encode_texts(self._bar(ids, len(ids), "texts"), mask)
 
@@ -203,6 +213,7 @@ class Model:
         >>> model.match(np.zeros((24, 96, 96, 3), np.uint8), ["a red circle grows", "a red circle shrinks"]).shape
         (1, 2)
         """
+        self._warn_if_random("itm_head")
         ids, mask = self._tokenize(texts)
         clips = self._clips(videos)
         rows = [np.zeros((0, len(ids)), np.float32)]
@@ -222,6 +233,7 @@ class Model:
         >>> len(model.caption(np.zeros((24, 96, 96, 3), np.uint8)))
         1
         """
+        self._warn_if_random("qformer/lm_*", "qformer/word_embed", "qformer/*/text_mlp*")
         captions = self.encoder.write_captions(self._clips(videos), self._max_text_length)
         return [decode(self._tokenizer, ids) for ids in captions]
 
@@ -258,6 +270,17 @@ class Model:
         size, count = self.config.vision.image_size, sum(leaf.size for leaf in jax.tree.leaves(self.params))
         frames = f"{self.config.num_frames} frames of {size}x{size} pixels"
         return f"Model({self._name!r}, {frames}, {count / 1e6:.1f} million parameters)"
+
+    def _warn_if_random(self, *needed: str) -> None:
+        found = [
+            path for path in self._random for name in needed
+            if any(fnmatch.fnmatchcase(path, form) for form in (name, f"{name}/*"))
+        ]  # fmt: skip
+        if found:
+            message = (
+                f"the result means nothing: {found[0]} of {self._name} is random, as no source of its weights has it"
+            )
+            warnings.warn(message, stacklevel=3)
 
     def _clips(self, videos: Videos) -> Iterator[np.ndarray]:
         """The frames of each video, uint8 [T, H, W, 3], as the model takes them."""

@@ -28,7 +28,7 @@ from stgt_jax.run_folder import PathLike, Run, folder_path, write_run
 
 WEIGHTS_NAME = "weights.safetensors"
 PRETRAINED = Path(__file__).parent / "pretrained"
-_SECTIONS = ("model", "preparation", "vocab_sha256")  # of config.json
+_SECTIONS = ("model", "preparation", "vocab_sha256", "random_parameters")  # of config.json
 
 
 def export(run: Run, params: Any, folder: PathLike) -> None:
@@ -40,7 +40,9 @@ def export(run: Run, params: Any, folder: PathLike) -> None:
       folder: where to write; created if it does not exist.
     """
     flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(jax.device_get(params), sep="/").items()}
-    write_run(folder, {name: run.content[name] for name in _SECTIONS}, run.vocab_file.read_bytes())
+    write_run(
+        folder, {name: run.content[name] for name in _SECTIONS if name in run.content}, run.vocab_file.read_bytes()
+    )
     (folder_path(folder) / WEIGHTS_NAME).write_bytes(safetensors.numpy.save(flat))
 
 

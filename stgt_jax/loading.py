@@ -115,6 +115,7 @@ def write_converted(converted: Converted, folder: PathLike) -> dict[str, Any]:
         "model": converted.model,
         "preparation": converted.preparation,
         "vocab_sha256": hashlib.sha256(vocab).hexdigest(),
+        "random_parameters": converted.assembly.random,
     }
     report = converted.assembly.report() | {OTHERS: converted.weights_of_others}
     write_model(

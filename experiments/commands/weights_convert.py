@@ -1,5 +1,7 @@
 """`stgt weights convert`."""
 
+import time
+
 from experiments.commands.values import Figures, Folder
 from stgt_jax.convert.options import Conversion
 
@@ -19,7 +21,8 @@ def weights_convert(
     from stgt_jax.convert.report import format_report
     from stgt_jax.loading import convert, write_converted
 
+    start = time.perf_counter()
     report = write_converted(convert(sources, options), out)
     print(format_report(report))
-    print(f"\n{out}: the converted model")
+    print(f"\n{out}: the converted model, in {time.perf_counter() - start:.0f} s")
     return report

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -431,3 +432,18 @@ def test_bert_starts_a_qformer_whose_text_side_is_bert(files, tmp_path, old_name
     (source,) = [one for one in whole.assembly.report()["sources"] if one["kind"] == "BERT"]
     assert {"the next-sentence head", "the pooler, which the Q-Former does not have"} <= source["left_out"].keys()
     assert any("token types" in note for note in source["notes"])
+
+
+def test_model_warns_where_what_it_needs_is_random(files, tmp_path):
+    save(tmp_path / "stgt.safetensors", {n: x for n, x in stgt(WEIGHTS).items() if not n.startswith("Qformer.cls")})
+    given = {"vocab": str(files / "vocab.txt"), "init_missing": ["qformer/lm_*"], **options(META)}
+    direct = stgt_api.load([files / "eva.safetensors", tmp_path / "stgt.safetensors"], **given)
+    frames = np.zeros((4, direct.config.vision.image_size, direct.config.vision.image_size, 3), np.uint8)
+    paths = [files / "eva.safetensors", tmp_path / "stgt.safetensors"]
+    write_converted(convert(paths, Conversion(**given | {"init_missing": ("qformer/lm_*",)})), tmp_path / "model")
+    for model in (direct, stgt_api.load(tmp_path / "model")):
+        with pytest.warns(UserWarning, match=r"the result means nothing: qformer/lm_\w+.* is random"):
+            model.caption(frames)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.similarity(frames, "w1")
