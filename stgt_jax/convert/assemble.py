@@ -28,6 +28,13 @@ _GRAPH_TABLE, _PATCH_POSITIONS = "graph/pos_2d_embed", ("vision/pos_embed", "gra
 _RELEASE_STD = 0.02  # of the noise that the release has in place of its table of positions
 
 
+_TOP = {  # first part of the reference's names -> that of ours
+    "visual_encoder": "vision", "graph_cross_model": "graph", "ln_vision": "ln_vision", "query_tokens": "qformer",
+    "Qformer": "qformer", "vision_proj": "vision_proj", "text_proj": "text_proj", "itm_head": "itm_head",
+    "temp": "temperature",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Assembly:
     """A model made of several sources. Its parameters are read when they are asked for.
@@ -183,12 +190,13 @@ def assemble(
         if not parts or leaf.path.partition("/")[0] in parts:
             by_path.setdefault(leaf.path, []).append(leaf)
     used = {leaf.name for of_path in by_path.values() for leaf in of_path}
-    beyond = sorted(tensors.keys() - used) if not parts else []
+    beyond = sorted(name for name in tensors.keys() - used if not parts or _TOP[name.partition(".")[0]] in parts)
     if beyond:
         where = sources[taken[beyond[0]]]
         raise STGTError(
             f"'{where.path}' holds {len(beyond)} tensors for which the model has no place, the first is"
-            f" {where.names[beyond[0]]}; name them with --leave-out if they are not wanted"
+            f" {where.names[beyond[0]]}"
+            + ("; is the model of another depth?" if parts else "; name them with --leave-out if they are not wanted")
         )
     _check_shapes(by_path, config, sources, taken)
     random = _random(by_path, tensors, options, has_table_policy=any(s.kind == "STGT" for s in sources))

@@ -91,7 +91,7 @@ def open_source(path: str | os.PathLike[str], options: Conversion) -> Source:
         tensors = _bert(path, tensors, notes)
     left_out |= dict(_without_place(path, kind, tensors, options.vision_depth))
     found, unknown = {}, []
-    for name in tensors.keys() - left_out.keys():
+    for name in (name for name in tensors if name not in left_out):
         here = to_reference_name(table, name)
         if here is None:
             unknown.append(name)
@@ -124,7 +124,7 @@ def _kind(path: Path, tensors: Tensors) -> tuple[str, Table]:
         return "Hugging Face BLIP-2", HUGGING_FACE
     if any_begins("graph_cross_model."):
         return "STGT", REFERENCE
-    if any_begins("Qformer.", "query_tokens"):
+    if any_begins("Qformer.", "query_tokens", "ln_vision.", "visual_encoder."):
         return "BLIP-2", REFERENCE
     if any_begins("patch_embed.") and any_begins("blocks."):
         return "EVA ViT", EVA

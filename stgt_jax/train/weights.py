@@ -98,7 +98,7 @@ def assemble_part(
     part: str, path: PathLike, model: ModelConfig, init_missing: Sequence[str] = (), seed: int = 0
 ) -> Assembly:
     """Opens another project's weights for one part of a model, "vision" or "qformer"; see `stgt_jax.convert`."""
-    options = Conversion(init_missing=tuple(init_missing), seed=seed, vision_depth=model.vision.depth)
+    options = Conversion(init_missing=tuple(init_missing), seed=seed)
     return assemble([open_source(path, options)], options=options, config=model, parts=PARTS[part])
 
 

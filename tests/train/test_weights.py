@@ -159,6 +159,9 @@ def test_what_a_file_lacks_is_drawn_as_that_of_a_new_model(
     told = dataclasses.replace(weights, init_missing=("itm_head", "temperature"))
     random = jax.jit(lambda: init_params(STGT(MODEL), jax.random.key(SEED)))()
     assert_equal(initial_params(told, MODEL, SEED, mesh)[0]["itm_head"], random["itm_head"])
+    eva = WeightsConfig(vision=str(files / "eva.safetensors"))
+    with pytest.raises(STGTError, match=r"for which the model has no place, .* is the model of another depth\?"):
+        initial_params(eva, with_vision(depth=1), SEED, mesh)
     other = dataclasses.replace(MODEL, embed_dim=4)
     with pytest.raises(STGTError, match=r"vision_proj\.weight has the shape \(8, \d+\), and .* needs"):
         initial_params(told, other, SEED, mesh)
