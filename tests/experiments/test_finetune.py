@@ -53,6 +53,30 @@ def test_passes_validation_and_the_best_checkpoint(run_stgt, trained_run, with_v
     assert done.returncode == 0, done.stderr
 
 
+def test_cached_tokens_take_the_place_of_frames(run_stgt, trained_run, with_val, tmp_path):
+    for split in ("train", "val"):
+        words = [
+            "data",
+            "cache-tokens",
+            "--checkpoint",
+            trained_run,
+            "--shards",
+            with_val,
+            "--out",
+            tmp_path / "tokens",
+        ]
+        done = run_stgt(*words, "--split", split)
+        assert done.returncode == 0, done.stderr
+    words = ["finetune", "didemo", "--workdir", tmp_path / "run", "--data.shards", tmp_path / "tokens",
+             "--weights.initial", trained_run, *OPTIONS]  # fmt: skip
+    done = run_stgt(*words)
+    assert done.returncode == 2 and "would train its own" in done.stderr
+    done = run_stgt(*words, "--vision.freeze=true", "--num_epochs=1", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert "validation/reranked_t2v_mean_recall" in figures and figures["best_checkpoint"].endswith("/2")
+
+
 def test_the_test_split_is_not_chosen_on(error_of, trained_run, shards, tmp_path):
     words = ["finetune", "msvd", "--workdir", tmp_path / "run", "--data.shards", shards, *OPTIONS]
     assert "starts from the weights of an earlier stage" in error_of(*words)
