@@ -62,6 +62,7 @@ def describe_result(
         "preparation": {**result.frames, "clean_text": source.settings.clean_text,
                         "max_text_length": source.settings.max_text_length},
         **result.to_dict(),
+        "seconds": dict(result.seconds),
         "queries": {"text_to_video": text_queries, "video_to_text": video_queries},
     }  # fmt: skip
 

@@ -81,7 +81,6 @@ class RetrievalResult:
             "dual_softmax": self.dual_softmax_metrics,
             "rule": self.rule,
             "num_shared_captions": self.num_shared_captions,
-            "seconds": dict(self.seconds),
             "time_order": time_order_metrics(self),
             **({"frames": dict(self.frames)} if self.frames else {}),
         }
