@@ -182,5 +182,8 @@ def _end(message: str) -> NoReturn:
     if message:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        os.write(2, f"\nstgt: error: {message}\n".encode())  # a progress bar may be on the line
+        # What threads of JAX log from now on would otherwise come after the line, or into it.
+        log = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.write(log, f"\nstgt: error: {message}\n".encode())  # a progress bar may be on the line
     os._exit(1)

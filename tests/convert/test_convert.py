@@ -325,11 +325,11 @@ NO_HEAD = ("qformer/lm_*", "temperature")  # what Hugging Face's class does not 
 
 @pytest.mark.slow
 @needs_transformers
-@pytest.mark.parametrize("size", BLIP2_SIZES.values(), ids=BLIP2_SIZES)
-@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
-def test_hugging_face_blip2_gives_the_same_numbers(tmp_path, size, shards):
+@pytest.mark.parametrize(("name", "shards"), [("three layers", False), ("wide", True), ("sparse", False)])
+def test_hugging_face_blip2_gives_the_same_numbers(tmp_path, name, shards):
     import torch
 
+    size = BLIP2_SIZES[name]
     theirs = blip2(size, eps=1e-6 if shards else 1e-5)
     theirs.save_pretrained(tmp_path / "hf", max_shard_size="30KB" if shards else "1GB")
     assert (tmp_path / "hf" / "model.safetensors.index.json").exists() == shards

@@ -27,8 +27,8 @@ def batch_of(recipe, batch_size: int, text_length: int) -> dict[str, jax.ShapeDt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_has_shapes_that_work_through_the_losses(name):
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("finetune_")] + ["finetune_msrvtt"])
+def test_recipe_has_shapes_that_work_through_the_losses(name):  # those of fine-tuning have one model
     recipe = get_recipe(name)
     model = STGT(recipe.model)
     params = param_shapes(model)
