@@ -13,11 +13,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stgt_jax.api import Model, STGTError, load, make_moving_shapes, push_to_hub
+    from stgt_jax.api import GenerationConfig, Model, STGTError, load, make_moving_shapes, push_to_hub
     from stgt_jax.search import index, load_index
 
 _MODULES = {"index": "stgt_jax.search", "load_index": "stgt_jax.search"}  # the others are in stgt_jax.api
-__all__ = ["Model", "STGTError", "index", "load", "load_index", "make_moving_shapes", "push_to_hub"]
+__all__ = ["GenerationConfig", "Model", "STGTError", "index", "load", "load_index", "make_moving_shapes", "push_to_hub"]
 
 
 def __getattr__(name: str) -> Any:

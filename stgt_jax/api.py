@@ -28,7 +28,7 @@ from data_pipeline.prepare import ClipReader, Video, list_videos
 from data_pipeline.text_cleaning import clean_caption
 from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, encode, load_tokenizer, make_tokenizer, num_tokens
 from stgt_jax.checks import did_you_mean
-from stgt_jax.config import MeshConfig, ModelConfig
+from stgt_jax.config import GenerationConfig, MeshConfig, ModelConfig
 from stgt_jax.convert.options import Conversion
 from stgt_jax.encoder import Encoder, score_similarity
 from stgt_jax.errors import STGTError
@@ -41,7 +41,7 @@ from stgt_jax.sharding import param_shardings
 from stgt_jax.storage import check_storage
 from stgt_jax.train.checkpoint import load_params
 
-__all__ = ["Model", "STGTError", "load", "make_moving_shapes", "push_to_hub"]
+__all__ = ["GenerationConfig", "Model", "STGTError", "load", "make_moving_shapes", "push_to_hub"]
 
 Videos = Video | Iterable[Video]
 Texts = str | Iterable[str]
@@ -223,19 +223,27 @@ class Model:
             rows.append(matched.reshape(len(batch), len(ids)))
         return np.concatenate(rows)
 
-    def caption(self, videos: Videos) -> list[str]:
-        """Describes each video by a caption, decoded greedily: each word is the most probable next one.
+    def caption(self, videos: Videos, generation: GenerationConfig | None = None, *, seed: int = 0) -> list[str]:
+        """Describes each video by a caption.
+
+        Args:
+          videos: videos.
+          generation: how; by default greedily, each word the most probable next one, at most as long as the captions of
+            the training data. `GenerationConfig()` is a search with 3 beams, as in LAVIS.
+          seed: of the method "nucleus".
 
         Returns:
-          V captions, at most as long as those of the training data.
+          V captions; the best one of each video.
 
         >>> model = load("moving_shapes")
         >>> len(model.caption(np.zeros((24, 96, 96, 3), np.uint8)))
         1
         """
         self._warn_if_random("qformer/lm_*", "qformer/word_embed", "qformer/*/text_mlp*")
-        captions = self.encoder.write_captions(self._clips(videos), self._max_text_length)
-        return [decode(self._tokenizer, ids) for ids in captions]
+        if generation is None:
+            generation = GenerationConfig("greedy", min_length=0, max_length=self._max_text_length)
+        captions, _ = self.encoder.write_captions(self._clips(videos), generation, seed=seed)
+        return [decode(self._tokenizer, of_video[0]) for of_video in captions]
 
     def read_clip(self, path: str | os.PathLike[str], times: tuple[float, float] | None = None) -> np.ndarray:
         """Reads a video file, or the part of it from `times[0]` to `times[1]` seconds, as the model sees it.

@@ -154,6 +154,38 @@ def vit_g() -> ModelConfig:
 
 
 @dataclass(frozen=True)
+class GenerationConfig:
+    """How captions are written. Lengths count tokens, [DEC] and [SEP] included, as in LAVIS."""
+
+    method: Literal["greedy", "beam", "nucleus"] = "beam"  # nucleus draws at random among the most probable tokens
+    num_beams: int = 3
+    num_captions: int = 1  # of each video, the best first
+    min_length: int = 10  # tokens before [SEP]
+    max_length: int = 30
+    repetition_penalty: float = 1.0  # more than 1 makes tokens that were written already less probable
+    length_penalty: float = 1.0  # a beam's score is its log-probability over its length to this power
+    top_p: float = 0.9  # nucleus: the probability that the tokens drawn from have together
+
+    def __post_init__(self) -> None:
+        check_choices("generation", self)
+        check_positive("generation", self, "num_beams", "num_captions", "repetition_penalty", "top_p")
+        check_not_negative("generation", self, "min_length")
+        check(self.max_length > 1, f"generation.max_length={self.max_length} must be at least 2")
+        check(
+            self.min_length < self.max_length,
+            f"generation.min_length={self.min_length} must be less than generation.max_length={self.max_length}",
+        )
+        check(
+            self.method != "beam" or self.num_captions <= self.num_beams,
+            f"generation.num_captions={self.num_captions} is more than generation.num_beams={self.num_beams}",
+        )
+        check(
+            self.method != "greedy" or self.num_captions == 1,
+            f"generation.num_captions={self.num_captions}: greedy decoding writes one; use beam or nucleus",
+        )
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """The three losses of a stage (docs/model.md section 4)."""
 

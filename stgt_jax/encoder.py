@@ -22,10 +22,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from stgt_jax.config import Dtype, ModelConfig
+from stgt_jax.config import Dtype, GenerationConfig, ModelConfig
 from stgt_jax.contrastive import similarity
 from stgt_jax.errors import STGTError
-from stgt_jax.models.stgt import STGT, generate
+from stgt_jax.models.generation import generate
+from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.graph_attention import adjacency
 from stgt_jax.sharding import batch_sharding
 
@@ -106,9 +107,20 @@ class Encoder:
         function = _match_logits if as_logit else _match
         return _gather(self._run(function, rows, PAIRS_PER_CLIP * self.batch_size, videos.graph_tokens), ())
 
-    def write_captions(self, clips: Iterable[np.ndarray], max_length: int) -> np.ndarray:
-        """Captions clips: token ids int32 [V, max_length], see `generate`."""
-        return _gather(self._run(_write_captions, _one_column(clips), self.batch_size, max_length), (max_length,))
+    def write_captions(
+        self, clips: Iterable[np.ndarray], config: GenerationConfig, *, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Captions clips: token ids int32 [V, N, S] and scores float32 [V, N], see `generate`.
+
+        With the method "nucleus" the captions of a clip depend on `seed` and the clip's place among those of a batch.
+        """
+        first = (config, jax.random.key(seed))
+        batches = list(self._run(_write_captions, _one_column(clips), self.batch_size, *first))
+        shape = (config.num_captions, config.max_length)
+        return (
+            _gather(((count, ids) for count, (ids, _) in batches), shape, np.int32),
+            _gather(((count, scores) for count, (_, scores) in batches), shape[:1]),
+        )
 
     def adjacency(self, clips: Iterable[np.ndarray]) -> np.ndarray:
         """Returns the edge weights of the first graph block, float32 [V, N, N]."""
@@ -185,9 +197,11 @@ def _match_logits(
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _write_captions(model: STGT, params: Any, max_length: int, video: jax.Array) -> jax.Array:
+def _write_captions(
+    model: STGT, params: Any, config: GenerationConfig, rng: jax.Array, video: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     query_cache = _apply(model, params, video, method="encode_video")["query_cache"]
-    return generate(model, params, query_cache, max_length=max_length)
+    return generate(model, params, query_cache, config, rng)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -211,10 +225,12 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _gather(batches: Iterable[tuple[int, jax.Array]], row: tuple[int, ...]) -> np.ndarray:
+def _gather(
+    batches: Iterable[tuple[int, jax.Array]], row: tuple[int, ...], dtype: type[np.generic] = np.float32
+) -> np.ndarray:
     """The rows of all batches, without the padding; `row` is the shape of one."""
     rows = [_to_host(values)[:num_rows] for num_rows, values in batches]
-    return np.concatenate(rows) if rows else np.zeros((0, *row), np.float32)
+    return np.concatenate(rows) if rows else np.zeros((0, *row), dtype)
 
 
 def _to_host(array: jax.Array) -> np.ndarray:

@@ -6,6 +6,7 @@ Letters: B batch, S sequence length, K keys, D width. Parameters are float32; `d
 import math
 from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -68,7 +69,7 @@ def stack(
         block = nn.remat(block, prevent_cse=not scan, static_argnums=static)
     return nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(*in_axes, nn.broadcast) if takes_train else in_axes,
         length=length,
@@ -76,11 +77,23 @@ def stack(
     )
 
 
+@flax.struct.dataclass
+class Memory:
+    """Where the next tokens stand among those whose keys and values are kept."""
+
+    position: jax.Array | int  # of the first of them
+    length: int = flax.struct.field(pytree_node=False)  # tokens that there is room for
+
+
 class MultiHeadAttention(nn.Module):
     """Attention from `x` to `context`, or to `x` itself, with linear projections.
 
     [B, S, D], [B, K, any width] -> [B, S, D]. `mask` broadcasts to [B, heads, S, K]; False hides a key. Or [B, T, S, D]
     -> the same shape, where the tokens of each frame attend to each other, without context and mask.
+
+    With `memory`, tokens come one after the other: the keys and values of `x` are written at `memory.position` of the
+    variables "cache", which hold `memory.length` of them, and `x` attends to all that are there. `mask` then hides
+    those not yet written.
     """
 
     num_heads: int
@@ -90,7 +103,13 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None, train: bool = False
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        memory: Memory | None = None,
     ) -> jax.Array:
         context = x if context is None else context
         width = x.shape[-1]
@@ -100,16 +119,26 @@ class MultiHeadAttention(nn.Module):
             return rearrange(shard(y, "clip", ..., "hidden"), "... s (h d) -> ... s h d", h=self.num_heads)
 
         use_dropout = train and self.dropout > 0.0
+        keys, values = heads("key", context, self.key_bias), heads("value", context)
+        if memory is not None:
+            keys, values = self._remember("keys", keys, memory), self._remember("values", values, memory)
         y = attention(
             heads("query", x),
-            heads("key", context, self.key_bias),
-            heads("value", context),
+            keys,
+            values,
             mask=mask,
             dropout_rate=self.dropout,
             dropout_rng=self.make_rng("dropout") if use_dropout else None,
         )
         y = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(y, "... s h d -> ... s (h d)"))
         return shard(y, "clip", ..., "feature")
+
+    def _remember(self, name: str, new: jax.Array, memory: Memory) -> jax.Array:
+        """Writes [B, S, heads, width] to its place among those that came before; returns all."""
+        shape = (new.shape[0], memory.length, *new.shape[2:])
+        kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)
+        kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, memory.position, axis=1)
+        return kept.value
 
 
 class MlpBlock(nn.Module):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from stgt_jax.config import QFormerConfig
-from stgt_jax.models.layers import MlpBlock, MultiHeadAttention, gelu, layer_norm, stack
+from stgt_jax.models.layers import Memory, MlpBlock, MultiHeadAttention, gelu, layer_norm, stack
 from stgt_jax.sharding import shard
 
 
@@ -74,7 +74,8 @@ def generation_mask(attention_mask: jax.Array, num_queries: int) -> jax.Array:
 class QFormerLayer(nn.Module):
     """Self-attention of both streams, cross-attention of the queries, and a feed-forward for each stream; post-norm.
 
-    Where `cached_queries` [B, Q, H] is given, the streams attend to them as well.
+    Where `cached_queries` [B, Q, H] is given, the streams attend to them as well. With `memory`, the text comes one
+    token after the other (`MultiHeadAttention`), and `cached_queries` with the first.
     """
 
     config: QFormerConfig
@@ -88,6 +89,7 @@ class QFormerLayer(nn.Module):
         vision_tokens: jax.Array | None,
         cached_queries: jax.Array | None,
         mask: jax.Array | None,
+        memory: Memory | None,
         train: bool,
     ) -> Streams:
         config = self.config
@@ -96,19 +98,25 @@ class QFormerLayer(nn.Module):
             branch = nn.Dropout(config.dropout, deterministic=not train)(branch)
             return layer_norm(config.norm_epsilon, self.dtype, name)(x + branch)
 
-        def attend(name: str, x: jax.Array, context: jax.Array | None, mask: jax.Array | None = None) -> jax.Array:
-            attention = MultiHeadAttention(config.num_heads, self.dtype, config.dropout, name=name)
-            return add_norm(x, attention(x, context, mask=mask, train=train), f"{name}_norm")
+        def attention(name: str) -> MultiHeadAttention:
+            return MultiHeadAttention(config.num_heads, self.dtype, config.dropout, name=name)
 
         def feed_forward(name: str, x: jax.Array) -> jax.Array:
             return add_norm(x, MlpBlock(config.mlp_dim, gelu, self.dtype, name=name)(x), f"{name}_norm")
 
-        x = streams.joined()
-        context = x if cached_queries is None else jnp.concatenate([cached_queries, x], axis=1)
-        queries, text = streams.split(attend("attention", x, context, mask))
+        x, attend = streams.joined(), attention("attention")
+        if memory is not None:
+            if cached_queries is not None:
+                attend(cached_queries, memory=Memory(0, memory.length))  # for their keys and values alone
+            y = attend(x, mask=mask, memory=memory)
+        else:
+            context = x if cached_queries is None else jnp.concatenate([cached_queries, x], axis=1)
+            y = attend(x, context, mask=mask, train=train)
+        queries, text = streams.split(add_norm(x, y, "attention_norm"))
         if queries is not None:
             if self.cross_attention:
-                queries = attend("cross_attention", queries, vision_tokens)
+                y = attention("cross_attention")(queries, vision_tokens, train=train)
+                queries = add_norm(queries, y, "cross_attention_norm")
             queries = feed_forward("query_mlp", queries)
         if text is not None:
             text = feed_forward("text_mlp", text)
@@ -129,6 +137,7 @@ class QFormerGroup(nn.Module):
         cached_queries: QueryStates | None,
         vision_tokens: jax.Array | None,
         mask: jax.Array | None,
+        memory: Memory | None,
         train: bool,
     ) -> tuple[Streams, QueryStates]:
         incoming = []
@@ -136,7 +145,7 @@ class QFormerGroup(nn.Module):
             incoming.append(streams.queries)
             layer = QFormerLayer(self.config, self.dtype, cross_attention=i == 0, name=f"layer_{i}")
             cached = None if cached_queries is None else cached_queries[i]
-            streams = layer(streams, vision_tokens, cached, mask, train)
+            streams = layer(streams, vision_tokens, cached, mask, memory, train)
         return streams, incoming
 
 
@@ -159,7 +168,7 @@ class QFormer(nn.Module):
         num_groups, num_tail = divmod(config.depth, config.cross_attention_freq)
         if num_groups:
             groups = stack(QFormerGroup, num_groups, scan=self.scan, remat=self.remat,
-                           in_axes=(0, nn.broadcast, nn.broadcast))  # fmt: skip
+                           in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast))  # fmt: skip
             self.groups = groups(config, self.dtype, config.cross_attention_freq)
         if num_tail:  # a depth that is no multiple of cross_attention_freq ends with the first layers of a group
             self.tail = QFormerGroup(config, self.dtype, num_tail)
@@ -198,7 +207,26 @@ class QFormer(nn.Module):
         mask = generation_mask(attention_mask, self.config.num_queries)
         streams = Streams(None, self._text(input_ids, train))
         streams, _ = self._layers(streams, cache=cache, mask=mask, train=train)
-        text = self.lm_norm(gelu(self.lm_dense(streams.text)))
+        return self._next_token(streams.text)
+
+    def decode_step(
+        self, cache: QueryCache | None, tokens: jax.Array, position: jax.Array | int, *, length: int
+    ) -> jax.Array:
+        """One step of `decode`: the tokens [B] at `position` of captions of `length` -> next-token logits [B, V].
+
+        The keys and values of all positions are kept in the variables "cache"; those of the queries, too, which are
+        given with the first token alone.
+        """
+        num_queries = self.config.num_queries
+        memory = Memory(num_queries + position, num_queries + length)
+        mask = (jnp.arange(memory.length) <= memory.position)[None, None, None]  # [1, 1, 1, Q + S]
+        text = self.word_embed(tokens[:, None]) + self.pos_embed(jnp.asarray(position)[None])
+        streams = Streams(None, self.embed_norm(shard(text, "clip", "token", "feature")))
+        streams, _ = self._layers(streams, cache=cache, mask=mask, memory=memory, train=False)
+        return self._next_token(streams.text)[:, 0]
+
+    def _next_token(self, text: jax.Array | None) -> jax.Array:
+        text = self.lm_norm(gelu(self.lm_dense(text)))
         return shard(self.word_embed.attend(text), "clip", "token", "word").astype(jnp.float32) + self.lm_bias
 
     def _queries(self, vision_tokens: jax.Array, train: bool) -> jax.Array:
@@ -219,12 +247,13 @@ class QFormer(nn.Module):
         vision_tokens: jax.Array | None = None,
         cache: QueryCache | None = None,
         mask: jax.Array | None = None,
+        memory: Memory | None = None,
         train: bool,
     ) -> tuple[Streams, QueryCache]:
         """All layers; the cache returned holds the queries that entered each of them."""
         groups, tail = cache or (None, None)
         if self.config.depth >= self.config.cross_attention_freq:
-            streams, groups = self.groups(streams, groups, vision_tokens, mask, train)
+            streams, groups = self.groups(streams, groups, vision_tokens, mask, memory, train)
         if self.config.depth % self.config.cross_attention_freq:
-            streams, tail = self.tail(streams, tail, vision_tokens, mask, train)
+            streams, tail = self.tail(streams, tail, vision_tokens, mask, memory, train)
         return streams, QueryCache(groups, tail)

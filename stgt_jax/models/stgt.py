@@ -107,6 +107,12 @@ class STGT(nn.Module):
         """Next-token logits of captions that start with [DEC]: ids and mask [B, S] -> [B, S, V] float32."""
         return self.qformer.decode(query_cache, input_ids, attention_mask, train=train)
 
+    def decode_step(
+        self, query_cache: QueryCache | None, tokens: jax.Array, position: jax.Array | int, *, length: int
+    ) -> jax.Array:
+        """One token [B] of `decode`, with the variables "cache": -> logits [B, V]; see `QFormer.decode_step`."""
+        return self.qformer.decode_step(query_cache, tokens, position, length=length)
+
 
 def init_params(model: STGT, rng: jax.Array) -> Any:
     """Random parameters. Call it under jit or `jax.eval_shape`, so that the forward pass is not computed."""
@@ -128,29 +134,3 @@ def normalize_frames(video: jax.Array, dtype: jnp.dtype) -> jax.Array:
         return video.astype(dtype)
     scaled = video.astype(jnp.float32) / 255.0
     return ((scaled - jnp.asarray(CLIP_MEAN)) / jnp.asarray(CLIP_STD)).astype(dtype)
-
-
-def generate(model: STGT, params: Any, query_cache: QueryCache, *, max_length: int) -> jax.Array:
-    """Captions by greedy decoding: at each position the most probable token.
-
-    Args:
-      model: the model.
-      params: its parameters.
-      query_cache: what `encode_video` returned for B videos.
-      max_length: S, the most tokens of a caption, [DEC] included.
-
-    Returns:
-      ids [B, S] int32: [DEC], the caption, [SEP], then padding.
-    """
-    config = model.config.qformer
-    batch = jax.tree.leaves(query_cache)[0].shape[-3]
-    ids = jnp.full((batch, max_length), PAD_TOKEN_ID, jnp.int32).at[:, 0].set(config.dec_token_id)
-
-    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        ids, ended = carry
-        mask = jnp.broadcast_to(jnp.arange(max_length) < i, ids.shape)
-        logits = jnp.asarray(model.apply({"params": params}, query_cache, ids, mask, method="decode"))
-        token = jnp.where(ended, PAD_TOKEN_ID, logits[:, i - 1].argmax(axis=-1)).astype(jnp.int32)
-        return ids.at[:, i].set(token), ended | (token == config.sep_token_id)
-
-    return jax.lax.fori_loop(1, max_length, step, (ids, jnp.zeros(batch, bool)))[0]
