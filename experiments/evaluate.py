@@ -11,6 +11,7 @@ from data_pipeline.loader import eval_batches
 from data_pipeline.shards import ShardSettings, open_shards
 from experiments.cache_tokens import check_tokens
 from experiments.results import describe_result
+from experiments.steps import write_json
 from stgt_jax.api import load
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.retrieval import RetrievalResult, Rule, evaluate_retrieval
@@ -22,12 +23,7 @@ FRAME_SHUFFLE_SEED = 0
 _log = logging.getLogger("stgt_jax")
 
 
-def retrieval(checkpoint: str | Path, shards: str | Path, **options: Any) -> RetrievalResult:
-    """Measures retrieval over all clips and captions of a split, as `measured_retrieval` does."""
-    return measured_retrieval(checkpoint, shards, **options)[0]
-
-
-def measured_retrieval(
+def retrieval(
     checkpoint: str | Path,
     shards: str | Path,
     *,
@@ -37,8 +33,9 @@ def measured_retrieval(
     rule: Rule = "probability",
     dtype: Literal["float32", "model"] = "float32",
     shuffle_frames: bool = False,
-) -> tuple[RetrievalResult, dict[str, Any]]:
-    """Measures retrieval over all clips and captions of a split, and describes what was measured.
+    results: str | Path | None = None,
+) -> RetrievalResult:
+    """Measures retrieval over all clips and captions of a split.
 
     Args:
       checkpoint: folder or name of a model, as for `stgt_jax.load`.
@@ -50,9 +47,7 @@ def measured_retrieval(
       dtype: of the computation, "float32" as in the published evaluation, or "model", that of the training. Cached
         tokens are read in the dtype that made them.
       shuffle_frames: shuffle the frames of every clip, to test whether the model uses their order.
-
-    Returns:
-      The result, and the content of its results file (`experiments.results`).
+      results: results file to write (`experiments.results`).
 
     Raises:
       STGTError: the checkpoint or the shards do not exist, or do not fit each other (`check_shards`).
@@ -73,9 +68,11 @@ def measured_retrieval(
         shuffle_frames_seed=FRAME_SHUFFLE_SEED if shuffle_frames else None,
     )
     result = dataclasses.replace(evaluate_retrieval(encoder, batches, k_test=k_test, rule=rule), frames=frames)
-    options = {"split": split, "k_test": k_test, "rule": rule, "dtype": dtype, "encode_batch_size": batch_size}
-    options |= {"shuffle_frames": "true"} if shuffle_frames else {}
-    return result, describe_result(result, encoder, source, str(checkpoint), options)
+    if results is not None:
+        options = {"split": split, "k_test": k_test, "rule": rule, "dtype": dtype, "encode_batch_size": batch_size}
+        options |= {"shuffle_frames": "true"} if shuffle_frames else {}
+        write_json(results, describe_result(result, encoder, source, str(checkpoint), options))
+    return result
 
 
 def _frames_read(settings: ShardSettings, num_frames: int) -> dict[str, Any]:

@@ -18,17 +18,14 @@ def eval_retrieval(
     results: File | None = None,  # also write all figures, every query's ranks, and what was measured how
 ) -> Figures:
     """Measure retrieval of videos by text and of texts by video, with and without re-ranking."""
-    from experiments.evaluate import measured_retrieval
-    from experiments.steps import write_json
+    from experiments.evaluate import retrieval
     from stgt_jax.eval.retrieval import format_table, format_time_order
 
-    result, described = measured_retrieval(
+    result = retrieval(
         checkpoint, shards, split=split, k_test=k_test, rule=rule, dtype=dtype, batch_size=encode_batch_size,
-        shuffle_frames=shuffle_frames,
+        shuffle_frames=shuffle_frames, results=results,
     )  # fmt: skip
     print(f"split {split} of {shards}")
     print(format_table(result))
     print(format_time_order({"frames shuffled" if shuffle_frames else "frames in order": result}))
-    if results:
-        write_json(results, described)
     return result.to_dict()

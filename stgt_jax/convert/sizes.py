@@ -55,7 +55,7 @@ def model_config(
     graph = GraphConfig(variant="none")
     if has_graph:
         graph = GraphConfig(
-            num_layers=count_layers(tensors, "graph_cross_model.resblocks."),
+            num_layers=_count_layers(tensors, "graph_cross_model.resblocks."),
             num_heads=heads("graph_heads", vision_width, _GRAPH_HEADS),
             time_embed_rows=time_rows,
             variant=said.get("graph_variant", "full"),
@@ -68,13 +68,13 @@ def model_config(
         image_size=options.image_size or grid * patch_size,
         patch_size=patch_size,
         width=vision_width,
-        depth=count_layers(tensors, "visual_encoder.blocks."),
+        depth=_count_layers(tensors, "visual_encoder.blocks."),
         num_heads=heads("vision_heads", vision_width, _VISION_HEADS),
         mlp_dim=_shape(tensors, "visual_encoder.blocks.0.mlp.fc1.weight", _NO_VISION)[0],
         norm_epsilon=setting("vision_norm_epsilon", 1e-6, "EVA and LAVIS"),
         freeze=True,
     )
-    depth = count_layers(tensors, _LAYER)
+    depth = _count_layers(tensors, _LAYER)
     crossing = [i for i in range(depth) if f"{_LAYER}{i}.crossattention.self.key.weight" in tensors]
     mlp_names = [f"{_LAYER}0.{part}.dense.weight" for part in ("intermediate_query", "intermediate")]
     mlp_name = next((name for name in mlp_names if name in tensors), mlp_names[0])
@@ -108,8 +108,8 @@ _NO_VISION = "give the file of a ViT too, such as EVA's eva_vit_g.pth: BLIP-2 of
 _NO_QFORMER = "give the weights of a Q-Former too: BLIP-2's, or STGT's"
 
 
-def count_layers(tensors: Mapping[str, Any], prefix: str) -> int:
-    """The number of layers: of the different indices that follow `prefix` in the names, one more than the highest."""
+def _count_layers(tensors: Mapping[str, Any], prefix: str) -> int:
+    """Returns one more than the highest layer number that follows `prefix` in the names; 0 where there is none."""
     numbers = {int(name[len(prefix) :].split(".")[0]) for name in tensors if name.startswith(prefix)}
     return max(numbers) + 1 if numbers else 0
 
