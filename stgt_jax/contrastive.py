@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from stgt_jax.config import LossConfig
 from stgt_jax.losses import csal_target_logits
 from stgt_jax.models.layers import normalize
+from stgt_jax.ops.precision import precision_of
 from stgt_jax.sharding import mesh_axes, mesh_to_split_over
 
 _NEVER = -1e30  # a logit whose softmax is 0
@@ -68,7 +69,7 @@ _SimilarityResiduals = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _similarity_forward(video_embed: jax.Array, text_embed: jax.Array) -> tuple[jax.Array, _SimilarityResiduals]:
-    by_query = jnp.einsum("vqe,te->vtq", video_embed, text_embed)
+    by_query = _product("vqe,te->vtq", video_embed, text_embed)
     best = by_query.argmax(axis=-1).astype(np.min_scalar_type(by_query.shape[-1]))
     return by_query.max(axis=-1), (video_embed, text_embed, checkpoint_name(best, "best_query"))
 
@@ -76,11 +77,15 @@ def _similarity_forward(video_embed: jax.Array, text_embed: jax.Array) -> tuple[
 def _similarity_backward(residuals: _SimilarityResiduals, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     video_embed, text_embed, best = residuals
     of_query = jax.nn.one_hot(best, video_embed.shape[1], dtype=gradient.dtype) * gradient[..., None]  # [Bv, Bt, Q]
-    of_video = jnp.einsum("vtq,te->vqe", of_query, text_embed)
-    return of_video, jnp.einsum("vtq,vqe->te", of_query, video_embed)
+    of_video = _product("vtq,te->vqe", of_query, text_embed)
+    return of_video, _product("vtq,vqe->te", of_query, video_embed)
 
 
 similarity.defvjp(_similarity_forward, _similarity_backward)
+
+
+def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, left, right, precision=precision_of(left.dtype))
 
 
 def contrast(
@@ -152,7 +157,7 @@ def _compare(
         logits = checkpoint_name(similarity(video_embed, others[0]) / temperature, "logits")  # [b, K]
         own_pair = videos[:, None] == texts
         if csal:
-            targets = csal_target_logits(own[1] @ others[1].T, own[0] @ others[0].T)
+            targets = csal_target_logits(*(_product("ie,je->ij", own[i], others[i]) for i in (1, 0)))
             targets = jax.lax.stop_gradient(targets) if config.csal_stop_gradient else targets
         else:
             targets = jnp.where(own_pair, 0.0, _NEVER)

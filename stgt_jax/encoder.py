@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -31,6 +32,7 @@ from stgt_jax.ops.graph_attention import adjacency
 from stgt_jax.sharding import batch_sharding
 
 PAIRS_PER_CLIP = 2  # a batch has twice as many pairs as clips, as a pair takes less memory
+TEXTS_PER_VIDEO = 8  # of a video that are matched with it at once, where it has as many
 _GROWTH = 8  # ratio of the batch sizes: few, as each is compiled, and yet a single clip is not padded to a full batch
 
 
@@ -101,11 +103,18 @@ class Encoder:
     ) -> np.ndarray:
         """Returns P(match) float32 [P] of P pairs (index of a video, index of a text with its ids and mask [C, S]).
 
+        The pairs of a video are matched together, so that its keys and values are computed once for several texts.
         With `as_logit`, the logit of the class "match" instead.
         """
-        rows = ((np.int32(video), input_ids[text], attention_mask[text]) for video, text in pairs)
-        function = _match_logits if as_logit else _match
-        return _gather(self._run(function, rows, PAIRS_PER_CLIP * self.batch_size, videos.graph_tokens), ())
+        videos_and_texts = np.array(list(pairs), np.int32).reshape(-1, 2)
+        groups, num_texts = _group_by_video(videos_and_texts[:, 0])
+        size = _round_up(max(1, PAIRS_PER_CLIP * self.batch_size // num_texts), self._num_devices)
+        rows = ((videos_and_texts[group[0], 0], *(x[videos_and_texts[group, 1]] for x in (input_ids, attention_mask)))
+                for group in groups)  # fmt: skip
+        result = np.zeros((len(videos_and_texts), 2), np.float32)
+        result[groups] = _gather(self._run(_match, rows, size, videos.graph_tokens), (num_texts, 2))
+        no_match, match = result.T
+        return match if as_logit else np.exp(match - np.logaddexp(no_match, match))
 
     def write_captions(
         self, clips: Iterable[np.ndarray], config: GenerationConfig, *, seed: int = 0
@@ -136,6 +145,7 @@ class Encoder:
         1, 8, 64, ... rows per device.
         """
         rows, padded_size = iter(rows), self._num_devices
+        before: list[tuple[int, Any]] = []  # what the devices still compute while the next batch is put together
         while batch := list(itertools.islice(rows, size)):
             num_rows = len(batch)
             while padded_size < num_rows:
@@ -146,7 +156,9 @@ class Encoder:
                 columns = jax.device_put(columns, batch_sharding(self._mesh))
             with self._on_mesh():
                 result = function(self.model, self.params, *first, *columns)
-            yield num_rows, result
+            yield from before
+            before = [(num_rows, result)]
+        yield from before
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
@@ -181,19 +193,18 @@ def _encode_texts(model: STGT, params: Any, input_ids: jax.Array, attention_mask
     return _apply(model, params, input_ids, attention_mask, method="encode_text")["text_embed"].astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnums=0)
 def _match(
     model: STGT, params: Any, graph_tokens: jax.Array, videos: jax.Array, ids: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    logits = _apply(model, params, graph_tokens[videos], ids, mask, method="match")
-    return jax.nn.softmax(logits, axis=-1)[:, 1]  # label 1 is "match"
+    """Logits [B, n, 2] of n texts, [B, n, S], with each of B videos, given by their rows; class 1 is "match"."""
+    return _match_batch(model, params, graph_tokens[videos], ids, mask)  # compiled for any number of rows
 
 
 @partial(jax.jit, static_argnums=0)
-def _match_logits(
-    model: STGT, params: Any, graph_tokens: jax.Array, videos: jax.Array, ids: jax.Array, mask: jax.Array
-) -> jax.Array:
-    return _apply(model, params, graph_tokens[videos], ids, mask, method="match")[:, 1]
+def _match_batch(model: STGT, params: Any, graph_tokens: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    ids, mask = (rearrange(x, "b n s -> (b n) s") for x in (ids, mask))
+    logits = _apply(model, params, graph_tokens, ids, mask, method="match")
+    return rearrange(logits, "(b n) c -> b n c", b=len(graph_tokens))
 
 
 @partial(jax.jit, static_argnums=(0, 2))
@@ -215,6 +226,23 @@ _similarity = jax.jit(similarity)
 
 def _apply(model: STGT, params: Any, *inputs: jax.Array, method: str) -> Any:
     return model.apply({"params": params}, *inputs, method=method)
+
+
+def _group_by_video(videos: np.ndarray) -> tuple[np.ndarray, int]:
+    """Groups pairs, whose videos [P] are given, by video.
+
+    Returns:
+      int [groups, n], the pairs of each group; an incomplete group repeats its last one. And n, the pairs of a group.
+    """
+    order = np.argsort(videos, kind="stable")
+    starts = np.flatnonzero(np.diff(videos[order], prepend=-1))  # of each video's pairs in `order`
+    num_texts = TEXTS_PER_VIDEO if 2 * len(videos) > TEXTS_PER_VIDEO * len(starts) else 1
+    groups = [
+        np.minimum(np.arange(first, first + num_texts), end - 1)
+        for start, end in itertools.pairwise([*starts, len(videos)])
+        for first in range(start, end, num_texts)
+    ]
+    return order[np.array(groups, np.int64).reshape(-1, num_texts)], num_texts
 
 
 def _one_column(values: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray]]:

@@ -34,6 +34,7 @@ from stgt_jax.api import Model, load
 from stgt_jax.checks import check
 from stgt_jax.errors import STGTError
 from stgt_jax.fingerprint import fingerprint
+from stgt_jax.ops.precision import precision_of
 from stgt_jax.train.run_lock import locked
 from stgt_jax.video_index import HEADER_NAME, IndexedFile, VideoIndex
 
@@ -156,7 +157,8 @@ def _compare(clips: jax.Array, text: jax.Array) -> jax.Array:
     A few clips at a time: as float32 they then stay in the processor's cache.
     """
     blocks = clips.reshape(-1, _BLOCK * clips.shape[1], clips.shape[2])
-    by_query = jax.lax.map(lambda block: block.astype(jnp.float32) @ text, blocks)
+    precision = precision_of(text.dtype)
+    by_query = jax.lax.map(lambda block: jnp.dot(block.astype(text.dtype), text, precision=precision), blocks)
     return by_query.reshape(clips.shape[:2]).max(axis=1)
 
 

@@ -157,6 +157,22 @@ def test_another_number_of_videos_compiles_nothing(model, clips, embed, caplog):
     assert not [record for record in caplog.records if "Compiling" in record.message]
 
 
+def test_matching_more_videos_compiles_nothing_of_the_model(model, clips, caplog):
+    model.match(clips[0][:3], clips[1])
+    with jax.log_compiles():
+        model.match(clips[0], clips[1])
+    assert not [
+        record for record in caplog.records if "Compiling" in record.message and "_match_batch" in record.message
+    ]
+
+
+def test_texts_matched_together_score_as_one_by_one(model, clips):
+    paths, texts = clips
+    together = model.match(paths, texts * 3)
+    one_by_one = np.stack([model.match(paths, text)[:, 0] for text in texts], axis=1)
+    np.testing.assert_allclose(together, np.tile(one_by_one, 3), atol=1e-5)
+
+
 def test_similarity_takes_what_was_encoded_before(model, clips, embed):
     paths, texts = clips
     scores = model.similarity(paths, texts)

@@ -3,7 +3,7 @@
 Paper Figure 2, docs/model.md section 3.
 Queries read the vision tokens by cross-attention, and share their self-attention with the text. An attention pattern is
 a mask of that self-attention: `unimodal_mask`, `matching_mask` or `generation_mask`.
-Letters: B batch, M vision tokens, Q queries, S text length, H width, V vocabulary.
+Letters: B batch, P video-text pairs, M vision tokens, Q queries, S text length, H width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 
 from stgt_jax.config import QFormerConfig
@@ -115,12 +116,19 @@ class QFormerLayer(nn.Module):
         queries, text = streams.split(add_norm(x, y, "attention_norm"))
         if queries is not None:
             if self.cross_attention:
-                y = attention("cross_attention")(queries, vision_tokens, train=train)
+                assert vision_tokens is not None
+                y = attention("cross_attention")(_by_video(queries, vision_tokens), vision_tokens, train=train)
+                y = y.reshape(queries.shape)
                 queries = add_norm(queries, y, "cross_attention_norm")
             queries = feed_forward("query_mlp", queries)
         if text is not None:
             text = feed_forward("text_mlp", text)
         return Streams(queries, text)
+
+
+def _by_video(queries: jax.Array, vision_tokens: jax.Array) -> jax.Array:
+    """The queries of all texts of a video as one sequence: [P, Q, H], [B, M, D] -> [B, P / B * Q, H]."""
+    return rearrange(queries, "(b n) q h -> b (n q) h", b=len(vision_tokens))
 
 
 class QFormerGroup(nn.Module):
@@ -178,7 +186,7 @@ class QFormer(nn.Module):
 
     def encode_queries(self, vision_tokens: jax.Array, *, train: bool = False) -> tuple[jax.Array, QueryCache]:
         """Unimodal pass of the queries: [B, M, D] -> (query states [B, Q, H], the cache for `decode`)."""
-        streams = Streams(self._queries(vision_tokens, train), None)
+        streams = Streams(self._queries(len(vision_tokens), train), None)
         streams, cache = self._layers(streams, vision_tokens=vision_tokens, train=train)
         assert streams.queries is not None
         return streams.queries, cache
@@ -193,9 +201,9 @@ class QFormer(nn.Module):
     def match(
         self, vision_tokens: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
     ) -> jax.Array:
-        """Matching pass: [B, M, D], ids and mask [B, S] -> query states [B, Q, H]."""
+        """Matching pass: [B, M, D], ids and mask [P, S], P / B of each video -> query states [P, Q, H]."""
         mask = matching_mask(attention_mask, self.config.num_queries)
-        streams = Streams(self._queries(vision_tokens, train), self._text(input_ids, train))
+        streams = Streams(self._queries(len(input_ids), train), self._text(input_ids, train))
         streams, _ = self._layers(streams, vision_tokens=vision_tokens, mask=mask, train=train)
         assert streams.queries is not None
         return streams.queries
@@ -229,9 +237,9 @@ class QFormer(nn.Module):
         text = self.lm_norm(gelu(self.lm_dense(text)))
         return shard(self.word_embed.attend(text), "clip", "token", "word").astype(jnp.float32) + self.lm_bias
 
-    def _queries(self, vision_tokens: jax.Array, train: bool) -> jax.Array:
+    def _queries(self, batch: int, train: bool) -> jax.Array:
         queries = self.query_tokens.astype(self.dtype)
-        queries = jnp.broadcast_to(queries, (vision_tokens.shape[0], *queries.shape[1:]))
+        queries = jnp.broadcast_to(queries, (batch, *queries.shape[1:]))
         queries = shard(queries, "clip", "token", "feature")
         return self.embed_dropout(self.embed_norm(queries), deterministic=not train)
 

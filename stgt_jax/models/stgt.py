@@ -16,6 +16,7 @@ from stgt_jax.models.graph_transformer import GraphTransformer
 from stgt_jax.models.layers import layer_norm, normalize
 from stgt_jax.models.qformer import QFormer, QueryCache
 from stgt_jax.models.vit import VisionTransformer
+from stgt_jax.ops.precision import precision_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,6 +44,12 @@ class STGT(nn.Module):
         self.text_proj = nn.Dense(config.embed_dim, dtype=dtype)
         self.itm_head = nn.Dense(2, dtype=dtype)
         self.temperature = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
+
+    @nn.nowrap
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Like flax's. A model in float32 multiplies in float32, whatever the device does by default."""
+        with jax.default_matmul_precision(precision_of(self.config.dtype).name.lower()):
+            return super().apply(*args, **kwargs)
 
     def __call__(self, video: jax.Array, input_ids: jax.Array, attention_mask: jax.Array) -> dict[str, Any]:
         """Runs every method once, so that `init` makes every parameter: B videos and B texts -> all their results."""
@@ -97,7 +104,14 @@ class STGT(nn.Module):
     def match(
         self, graph_tokens: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
     ) -> jax.Array:
-        """Scores video-text pairs: [B, M, D], ids and mask [B, S] -> logits [B, 2] float32; class 1 means "match"."""
+        """Scores video-text pairs: logits [P, 2] float32; class 1 means "match".
+
+        Args:
+          graph_tokens: [B, M, D]. What is computed of them is shared by the texts of a video.
+          input_ids: [P, S], P / B texts of each video, one video after the other.
+          attention_mask: [P, S].
+          train: switches dropout on.
+        """
         states = self.qformer.match(self.ln_vision(graph_tokens), input_ids, attention_mask, train=train)
         return self.itm_head(states).astype(jnp.float32).mean(axis=1)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from stgt_jax.ops.platform import target_platform
+from stgt_jax.ops.precision import precision_of
 
 LANES, SUBLANES = 128, 16  # of a bfloat16 tile
 _VMEM_SHARE = 0.9  # of the vector memory, which a kernel may plan to use
@@ -34,8 +35,8 @@ def vmem_limit(vmem_bytes: int) -> int:
 
 def product(left: jax.Array, right: jax.Array, contracted: tuple[int, int]) -> jax.Array:
     """Matrix product over one dimension of each, summed in float32; float32 inputs are multiplied in full precision."""
-    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dims = (((contracted[0],), (contracted[1],)), ((), ()))
+    precision = precision_of(left.dtype)
     return jax.lax.dot_general(left, right, dims, precision=precision, preferred_element_type=jnp.float32)
 
 

@@ -16,6 +16,7 @@ from einops import rearrange
 from stgt_jax.ops.graph_attention.dropout import keep_scale
 from stgt_jax.ops.graph_attention.graph import NO_EDGE
 from stgt_jax.ops.graph_attention.implementation import Gradients, Inputs, Output
+from stgt_jax.ops.precision import precision_of
 
 
 def unfit(query: jax.Array) -> str:
@@ -81,7 +82,8 @@ def _frames_second(x: jax.Array) -> jax.Array:
 
 
 def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+    precision = precision_of(left.dtype)
+    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _scores(query: jax.Array, key: jax.Array, graph: jax.Array) -> jax.Array:
