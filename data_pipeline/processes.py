@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 _Item = TypeVar("_Item")
 _STOPS = (signal.SIGTERM, signal.SIGINT)
-_stop: Event | None = None  # of this worker
+_is_stopped = False  # whether the parent has set `stop`, as the handler of this worker's signal saw it
 _is_calling = False  # whether this worker is within `call_until_stopped`
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -38,11 +38,9 @@ def start_stoppable_worker(stop: Event) -> None:
 
     The worker itself goes on: if it were killed while it hands over a result, the parent would wait for the rest.
     """
-    global _stop
-    _stop = stop
     start_worker()
     signal.signal(signal.SIGUSR1, _interrupt)
-    threading.Thread(target=_interrupt_when_stopped, daemon=True).start()
+    threading.Thread(target=_interrupt_when_set, args=(stop,), daemon=True).start()
 
 
 def call_until_stopped(function: Callable[..., Any], *args: Any) -> Any:
@@ -52,9 +50,9 @@ def call_until_stopped(function: Callable[..., Any], *args: Any) -> Any:
       KeyboardInterrupt: the parent has set `stop`.
     """
     global _is_calling
-    _is_calling = True  # before it asks: after that, the signal ends the call
+    _is_calling = True  # from here on the signal ends the call
     try:
-        if _stop is not None and _stop.is_set():
+        if _is_stopped:  # not `stop.is_set()`: interrupted there, it would keep the lock that all workers share
             raise KeyboardInterrupt
         return function(*args)
     finally:
@@ -124,12 +122,13 @@ def _end_after_parent() -> None:
         os._exit(1)
 
 
-def _interrupt_when_stopped() -> None:
-    if _stop is not None:
-        _stop.wait()
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+def _interrupt_when_set(stop: Event) -> None:
+    stop.wait()
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 
 def _interrupt(*_: object) -> None:
+    global _is_stopped
+    _is_stopped = True
     if _is_calling:
         raise KeyboardInterrupt

@@ -141,6 +141,16 @@ def test_stop_ends_the_call_that_runs_and_refuses_the_next():
         assert all(isinstance(call.exception(timeout=30), KeyboardInterrupt) for call in calls)
 
 
+def test_call_takes_no_lock_that_workers_share():
+    """A worker that is stopped while it holds one would leave the others waiting for ever."""
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(1, context, initializer=start_stoppable_worker, initargs=(stop,)) as pool:
+        with stop._cond:  # type: ignore[attr-defined]
+            assert pool.submit(call_until_stopped, abs, -1).result(timeout=30) == 1
+        stop.set()
+
+
 @pytest.mark.parametrize("limit", [4, 5000])  # bytes a file may have: the vocabulary does not fit, or the shards
 def test_full_disk_is_one_line_that_names_the_shard_set_and_leaves_nothing(captions, tmp_path, limit):
     _, errors = start(captions, tmp_path / "set", limit).communicate(timeout=60)

@@ -27,10 +27,12 @@ OPTIONS = {
 }  # fmt: skip
 TWO_PROCESSES = "--direct_num_workers=2 --direct_running_mode=multi_processing"
 BUILD = """
-import json, sys
-from data_pipeline.build import build_shards
+import json, sys, time
+from data_pipeline import build
 if __name__ == "__main__":
-    build_shards(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+    build_shard = build.build_shard
+    build.build_shard = lambda *args: (time.sleep(0.2), build_shard(*args))  # so that a signal comes before the end
+    build.build_shards(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
 """
 
 
