@@ -6,9 +6,9 @@ that shards keep of it, T of those that the model takes.
 
 import concurrent.futures
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from data_pipeline.processes import ahead
 from data_pipeline.sampling import nearest_frames, uniform_frames
 from data_pipeline.transforms import centre_crop
 
+_Result = TypeVar("_Result")
 Video = str | os.PathLike[str] | np.ndarray  # a file, or its frames: uint8 [n, height, width, 3], RGB
 
 
@@ -52,14 +53,18 @@ class ClipReader:
 
     def read_all(self, videos: Iterable[Video]) -> Iterator[np.ndarray]:
         """Yields the clip of each video, in order. Threads read a few videos ahead. Raises what `read` raises."""
-        num_threads = min(8, os.cpu_count() or 1)
-        pool = concurrent.futures.ThreadPoolExecutor(num_threads)
-        submitted = (pool.submit(self.read, video, index) for index, video in enumerate(videos))
-        try:
-            for future in ahead(submitted, 4 * num_threads):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from _in_threads(lambda numbered: self.read(numbered[1], numbered[0]), enumerate(videos))
+
+    def try_all(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[np.ndarray | str]:
+        """Like `read_all` for files, but in place of a clip that cannot be read it yields the reason."""
+
+        def attempt(path: str | os.PathLike[str]) -> np.ndarray | str:
+            try:
+                return self.read(path)
+            except DataError as error:
+                return str(error)
+
+        yield from _in_threads(attempt, paths)
 
     def _from_file(self, path: str, start: float | None = None, end: float | None = None) -> np.ndarray:
         if "://" in path:
@@ -89,6 +94,17 @@ class ClipReader:
         if self.frame_shape == "stretch":
             return stretch_array(frames, self.image_size)
         return centre_crop(np.stack([resize_short_side(frame, self.resize) for frame in frames]), self.image_size)
+
+
+def _in_threads(function: Callable[[Any], _Result], items: Iterable[Any]) -> Iterator[_Result]:
+    """Like `map`, but threads compute a few results ahead."""
+    num_threads = min(8, os.cpu_count() or 1)
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+    try:
+        for future in ahead((pool.submit(function, item) for item in items), 4 * num_threads):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def list_videos(videos: Any) -> Iterable[Video]:

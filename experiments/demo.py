@@ -16,6 +16,7 @@ from experiments.pretrain import pretrain_step, stage_recipe
 from experiments.recipe_fields import list_fields
 from experiments.recipes import Recipe
 from experiments.steps import Steps, write_json
+from stgt_jax.eval.captioning import CAPTION_METRICS
 from stgt_jax.eval.metrics import format_metrics
 from stgt_jax.train.run_lock import locked
 
@@ -89,6 +90,7 @@ def _build(clips: Path, shards: Path) -> dict[str, Any]:
 def _summary(workdir: Path, figures: Mapping[str, Any]) -> str:
     retrieved = figures["retrieval"]
     ordered, shuffled = retrieved["frames in order"], retrieved["frames shuffled"]
+    captions = retrieved["captions"]["metrics"]
     rows = {"": ordered["similarity"], "re-ranked": ordered["reranked"], "frames shuffled": shuffled["similarity"]}
     return "\n".join(
         [
@@ -97,6 +99,9 @@ def _summary(workdir: Path, figures: Mapping[str, Any]) -> str:
             format_metrics(rows),
             "",
             retrieved["time_order_table"],
+            "",
+            "captions of the test videos: "
+            + ", ".join(f"{name} {captions[key]:.1f}" for key, name in CAPTION_METRICS.items()),
             "",
             *(f"{name:<10}{seconds:8.0f} s" for name, seconds in figures["seconds"].items()),
             "",

@@ -1,4 +1,4 @@
-"""The last step of the demo: measures retrieval with frames in order and shuffled, and draws the report.
+"""The last step of the demo: measures retrieval, with frames in order and shuffled, captions, and draws the report.
 
 `stgt report` repeats it on a finished demo, for example to add the table of `stgt ablate --workdir WORKDIR/ablation`.
 """
@@ -14,14 +14,15 @@ import numpy as np
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches, num_videos
 from data_pipeline.storage import local_path
-from experiments.evaluate import retrieval
+from experiments.evaluate import captioning, retrieval
 from experiments.pictures import Pictures, collect_pictures
 from experiments.report import ReportInputs, read_curve, write_report
 from experiments.steps import read_json
 from stgt_jax.api import load
-from stgt_jax.config import ModelConfig
+from stgt_jax.config import GenerationConfig, ModelConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
+from stgt_jax.eval.captioning import CaptioningResult
 from stgt_jax.eval.retrieval import RetrievalResult, format_time_order
 
 STAGES = ("stage1", "stage2")
@@ -35,7 +36,8 @@ def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
     """Measures the model of a demo's second stage, and writes WORKDIR/report.html.
 
     Returns:
-      `RetrievalResult.to_dict` for "frames in order" and "frames shuffled", and the text table "time_order_table".
+      `RetrievalResult.to_dict` for "frames in order" and "frames shuffled", `CaptioningResult.to_dict` for "captions",
+      and the text table "time_order_table".
 
     Raises:
       STGTError: the folder holds no demo with a trained second stage.
@@ -47,12 +49,15 @@ def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
             raise STGTError(f"'{workdir}' is no finished demo, it has no folder {folder.name}; run `stgt demo` first")
     measure = functools.partial(retrieval, checkpoint, shards, split=TEST_SPLIT, k_test=K_TEST, batch_size=BATCH)
     results = {"frames in order": measure(), "frames shuffled": measure(shuffle_frames=True)}
-    write_report(workdir / REPORT_NAME, _inputs(workdir, results))
+    captions = captioning(
+        checkpoint, shards, split=TEST_SPLIT, generation=GenerationConfig("greedy", min_length=0), batch_size=BATCH
+    )
+    write_report(workdir / REPORT_NAME, _inputs(workdir, results, captions))
     figures: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}
-    return figures | {"time_order_table": format_time_order(results)}
+    return figures | {"captions": captions.to_dict(), "time_order_table": format_time_order(results)}
 
 
-def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInputs:
+def _inputs(workdir: Path, results: Mapping[str, RetrievalResult], captions: CaptioningResult) -> ReportInputs:
     model = load(workdir / STAGES[-1], batch_size=BATCH)
     data = DataConfig(shards=str(workdir / "shards"))
     ablation = workdir / "ablation" / "ablation.json"
@@ -67,6 +72,7 @@ def _inputs(workdir: Path, results: Mapping[str, RetrievalResult]) -> ReportInpu
         shuffled=results["frames shuffled"],
         gallery=_gallery(data, model.config, results["frames in order"].video_ids),
         pictures=_pictures(data, model.encoder),
+        captions=captions,
         curves={stage: read_curve(workdir / stage / "metrics.jsonl") for stage in STAGES},
         ablation=read_json(ablation)["arms"] if ablation.exists() else {},
         counts=counts,

@@ -1,6 +1,7 @@
-"""Evaluation of a model on a split of a shard set."""
+"""Evaluation of a model on a split of a shard set: retrieval and captioning."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any, Literal
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
-from data_pipeline.shards import ShardSettings, open_shards
+from data_pipeline.shards import VOCAB_NAME, ShardSettings, open_shards
+from data_pipeline.tokenizer import decode, load_tokenizer
 from experiments.cache_tokens import check_tokens
-from experiments.results import describe_result
+from experiments.results import Subject, describe_captioning, describe_retrieval
 from experiments.steps import write_json
 from stgt_jax.api import load
+from stgt_jax.config import GenerationConfig
 from stgt_jax.errors import STGTError
+from stgt_jax.eval.captioning import CaptioningResult, evaluate_captions
 from stgt_jax.eval.retrieval import RetrievalResult, Rule, evaluate_retrieval
 from stgt_jax.exported import model_folder
 from stgt_jax.run_folder import Run, check_vocabulary, read_run
@@ -21,6 +25,9 @@ from stgt_jax.storage import check_storage
 
 FRAME_SHUFFLE_SEED = 0
 _log = logging.getLogger("stgt_jax")
+
+
+Computation = Literal["float32", "model"]  # dtype: as in the published evaluation, or that of the training
 
 
 def retrieval(
@@ -31,7 +38,7 @@ def retrieval(
     k_test: int,
     batch_size: int,
     rule: Rule = "probability",
-    dtype: Literal["float32", "model"] = "float32",
+    dtype: Computation = "float32",
     shuffle_frames: bool = False,
     results: str | Path | None = None,
 ) -> RetrievalResult:
@@ -44,14 +51,63 @@ def retrieval(
       k_test: candidates of each query that are re-ranked.
       batch_size: clips encoded at a time.
       rule: what re-ranking adds to the similarity.
-      dtype: of the computation, "float32" as in the published evaluation, or "model", that of the training. Cached
-        tokens are read in the dtype that made them.
+      dtype: of the computation. Cached tokens are read in the dtype that made them.
       shuffle_frames: shuffle the frames of every clip, to test whether the model uses their order.
       results: results file to write (`experiments.results`).
 
     Raises:
       STGTError: the checkpoint or the shards do not exist, or do not fit each other (`check_shards`).
     """
+    subject = _open(checkpoint, shards, split, batch_size, dtype, shuffle_frames)
+    result = evaluate_retrieval(subject.encoder, subject.batches, k_test=k_test, rule=rule)
+    result = dataclasses.replace(result, frames=subject.frames)
+    if results is not None:
+        write_json(results, describe_retrieval(result, subject, {"k_test": k_test, "rule": rule}))
+    return result
+
+
+def captioning(
+    checkpoint: str | Path,
+    shards: str | Path,
+    *,
+    split: str,
+    generation: GenerationConfig,
+    batch_size: int,
+    seed: int = 0,
+    dtype: Computation = "float32",
+    results: str | Path | None = None,
+) -> CaptioningResult:
+    """Writes a caption of every clip of a split, and compares it with the clip's own captions.
+
+    Args:
+      checkpoint: as for `retrieval`; likewise `shards`, `split`, `batch_size`, `dtype` and `results`.
+      shards: folder of a shard set.
+      split: of the shard set.
+      generation: how captions are written.
+      batch_size: clips captioned at a time.
+      seed: of the method "nucleus".
+      dtype: of the computation.
+      results: results file to write (`experiments.results`).
+
+    Raises:
+      STGTError: as `retrieval`; or the model reads fewer tokens than a caption may have.
+    """
+    subject = _open(checkpoint, shards, split, batch_size, dtype)
+    to_text = functools.partial(decode, load_tokenizer(subject.source.shards / VOCAB_NAME))
+    result = evaluate_captions(subject.encoder, subject.batches, to_text, generation, seed=seed)
+    if results is not None:
+        write_json(results, describe_captioning(result, subject, dataclasses.asdict(generation) | {"seed": seed}))
+    return result
+
+
+def _open(
+    checkpoint: str | Path,
+    shards: str | Path,
+    split: str,
+    batch_size: int,
+    dtype: Computation,
+    shuffle_frames: bool = False,
+) -> Subject:
     check_storage(checkpoint, shards)
     settings = check_shards(read_run(model_folder(checkpoint)), shards, split)
     model, source = load(checkpoint, batch_size=batch_size), open_shards(shards, split)
@@ -67,12 +123,9 @@ def retrieval(
         image_size=model.config.vision.image_size,
         shuffle_frames_seed=FRAME_SHUFFLE_SEED if shuffle_frames else None,
     )
-    result = dataclasses.replace(evaluate_retrieval(encoder, batches, k_test=k_test, rule=rule), frames=frames)
-    if results is not None:
-        options = {"split": split, "k_test": k_test, "rule": rule, "dtype": dtype, "encode_batch_size": batch_size}
-        options |= {"shuffle_frames": "true"} if shuffle_frames else {}
-        write_json(results, describe_result(result, encoder, source, str(checkpoint), options))
-    return result
+    options = {"split": split, "dtype": dtype, "encode_batch_size": batch_size}
+    options |= {"shuffle_frames": "true"} if shuffle_frames else {}
+    return Subject(str(checkpoint), encoder, source, batches, frames, options)
 
 
 def _frames_read(settings: ShardSettings, num_frames: int) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """One stage of training from a recipe: builds loader and validation, checks that all fits, and calls `train`."""
 
+import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from data_pipeline.loader import eval_batches, train_loader
 from data_pipeline.shards import VOCAB_NAME, ShardSource, list_splits, open_shards
-from data_pipeline.tokenizer import read_vocab
+from data_pipeline.tokenizer import decode, load_tokenizer, read_vocab
 from experiments.cache_tokens import check_tokens, check_tokens_for_training
 from experiments.recipe_fields import replace_fields
 from experiments.recipes import Recipe, get_recipe
@@ -20,6 +22,7 @@ from stgt_jax.config import WeightsConfig
 from stgt_jax.convert.report import format_report
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
+from stgt_jax.eval.captioning import evaluate_captions
 from stgt_jax.eval.metrics import RECALLS
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
 from stgt_jax.run_folder import (
@@ -279,7 +282,7 @@ def _initial_params(
 
 
 def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
-    """Returns the function from parameters to retrieval scores on the validation clips, or None if there are none.
+    """Returns the function from parameters to scores on the validation clips, or None if there are none.
 
     Raises:
       STGTError: the validation clips have fewer frames than the model reads.
@@ -294,20 +297,29 @@ def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
         return None
     frames = {"num_frames": config.num_frames, "image_size": config.vision.image_size}
     eval_batches(recipe.data, split, VALIDATION_BATCH, **frames)  # raises now rather than at the first validation
+    measure = _caption_scores if recipe.train.loss.objective == "captioning" else _retrieval_scores
 
     def evaluate(params: Any) -> dict[str, float]:
         mesh = jax.tree.leaves(params)[0].sharding.mesh
         encoder = Encoder(config, params, mesh=mesh, batch_size=VALIDATION_BATCH)
-        batches = eval_batches(recipe.data, split, encoder.batch_size, **frames)
-        result = evaluate_retrieval(encoder, batches, k_test=recipe.validation_k_test)
-        time_order = time_order_metrics(result)["similarity"]
-        metrics = result.metrics
-        if time_order["num_texts"]:
-            metrics["twin_accuracy"] = time_order["twin_accuracy"]
-        if recipe.validation_k_test > 1:
-            reranked = result.reranked_metrics
-            metrics |= {f"reranked_{name}": value for name, value in reranked.items()}
-            metrics["reranked_t2v_mean_recall"] = sum(reranked[f"t2v_r{k}"] for k in RECALLS) / len(RECALLS)
-        return metrics
+        return measure(recipe, encoder, eval_batches(recipe.data, split, encoder.batch_size, **frames))
 
     return evaluate
+
+
+def _caption_scores(recipe: Recipe, encoder: Encoder, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    tokenizer = load_tokenizer(epath.Path(recipe.data.shards) / VOCAB_NAME)
+    return evaluate_captions(encoder, batches, functools.partial(decode, tokenizer), recipe.generation).metrics
+
+
+def _retrieval_scores(recipe: Recipe, encoder: Encoder, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    result = evaluate_retrieval(encoder, batches, k_test=recipe.validation_k_test)
+    time_order = time_order_metrics(result)["similarity"]
+    metrics = result.metrics
+    if time_order["num_texts"]:
+        metrics["twin_accuracy"] = time_order["twin_accuracy"]
+    if recipe.validation_k_test > 1:
+        reranked = result.reranked_metrics
+        metrics |= {f"reranked_{name}": value for name, value in reranked.items()}
+        metrics["reranked_t2v_mean_recall"] = sum(reranked[f"t2v_r{k}"] for k in RECALLS) / len(RECALLS)
+    return metrics

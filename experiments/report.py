@@ -17,11 +17,13 @@ import numpy as np
 
 from experiments.pictures import Pictures, draw_adjacency, draw_curves, draw_edges, draw_similarity, film_strip
 from stgt_jax.errors import STGTError
+from stgt_jax.eval.captioning import CaptioningResult
 from stgt_jax.eval.metrics import RECALLS
 from stgt_jax.eval.retrieval import RetrievalResult, time_order_metrics
 
 NUM_QUERIES = 6
 NUM_HITS = 5
+NUM_CAPTIONED = 6
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ReportInputs:
     shuffled: RetrievalResult | None = None  # for the same gallery with shuffled frames
     gallery: np.ndarray | None = None  # [V, T, H, W, 3] uint8, in the order of retrieval.video_ids
     pictures: Pictures | None = None
+    captions: CaptioningResult | None = None  # of clips of the gallery
     curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)  # stage -> `read_curve`
     ablation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arm -> `RetrievalResult.to_dict`
     counts: Mapping[str, Any] = field(default_factory=dict)  # label -> number or text, about the data and the run
@@ -54,6 +57,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> Path:
         _retrieval(inputs.retrieval),
         _time_order(inputs),
         _top_hits(inputs),
+        _captions(inputs),
         _graph(inputs.pictures),
         _similarities(inputs),
         _curves(inputs),
@@ -156,6 +160,27 @@ def _top_hits(inputs: ReportInputs) -> str:
         " spaced in the gallery, whether retrieval succeeds or not. The right clip has a green frame."
     )
     return _section("Retrieved clips", note, *blocks)
+
+
+def _captions(inputs: ReportInputs) -> str:
+    result = inputs.captions
+    if result is None:
+        return ""
+    metrics = result.metrics
+    rows = []
+    for row in np.unique(np.linspace(0, len(result.video_ids) - 1, NUM_CAPTIONED).round().astype(int)):
+        picture = ""
+        if inputs.gallery is not None:
+            clip = inputs.gallery[inputs.retrieval.video_ids.index(result.video_ids[row])]
+            picture = _image(film_strip(clip), f"frames of {html.escape(result.video_ids[row])}")
+        written, own = (html.escape(texts[0]) for texts in (result.captions[row], result.references[row]))
+        rows.append(f"<figure class='hit'>{picture}<figcaption>“{written}”<br>its own: “{own}”</figcaption></figure>")
+    note = (
+        f"The model describes clips that it has not seen: {len(rows)} at equal distances in the gallery, whether the"
+        f" captions are right or not. Over all {len(result.video_ids)} clips, compared with their own captions: BLEU-4"
+        f" {metrics['bleu_4']:.1f}, ROUGE-L {metrics['rouge_l']:.1f}, CIDEr-D {metrics['cider_d']:.1f}."
+    )
+    return _section("Captions", note, f"<div class='hits'>{''.join(rows)}</div>")
 
 
 def _queries(result: RetrievalResult) -> np.ndarray:

@@ -239,11 +239,17 @@ class Model:
         >>> len(model.caption(np.zeros((24, 96, 96, 3), np.uint8)))
         1
         """
+        return [of_video[0] for of_video in self.caption_candidates(videos, generation, seed=seed)]
+
+    def caption_candidates(
+        self, videos: Videos, generation: GenerationConfig | None = None, *, seed: int = 0
+    ) -> list[list[str]]:
+        """Like `caption`, but returns for each video all `generation.num_captions` captions, the best first."""
         self._warn_if_random("qformer/lm_*", "qformer/word_embed", "qformer/*/text_mlp*")
         if generation is None:
             generation = GenerationConfig("greedy", min_length=0, max_length=self._max_text_length)
         captions, _ = self.encoder.write_captions(self._clips(videos), generation, seed=seed)
-        return [decode(self._tokenizer, of_video[0]) for of_video in captions]
+        return [[decode(self._tokenizer, caption) for caption in of_video] for of_video in captions]
 
     def read_clip(self, path: str | os.PathLike[str], times: tuple[float, float] | None = None) -> np.ndarray:
         """Reads a video file, or the part of it from `times[0]` to `times[1]` seconds, as the model sees it.
@@ -252,6 +258,10 @@ class Model:
           uint8 [T, H, W, 3].
         """
         return self._reader.read(path) if times is None else self._reader.read_segment(path, *times)
+
+    def read_clips(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[np.ndarray | str]:
+        """Reads video files like `read_clip`, in order; in place of one that cannot be read comes the reason."""
+        return self._reader.try_all(paths)
 
     def graph(self, videos: Videos) -> tuple[np.ndarray, np.ndarray]:
         """Computes the graph between the patches of neighbouring frames, for pictures of it.

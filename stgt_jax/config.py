@@ -16,7 +16,8 @@ from stgt_jax.checks import check, check_choices, check_not_negative, check_posi
 
 GraphVariant = Literal["full", "unweighted", "none"]
 GraphImplementation = Literal["auto", "dense", "banded", "pallas_tpu", "pallas_gpu"]
-BestMetric = Literal["t2v_r1", "reranked_t2v_mean_recall"]
+Objective = Literal["alignment", "captioning"]
+BestMetric = Literal["t2v_r1", "reranked_t2v_mean_recall", "cider_d"]
 Dtype = Literal["float32", "bfloat16"]
 
 GRAPH_IMPLEMENTATIONS: tuple[str, ...] = typing.get_args(GraphImplementation)
@@ -158,10 +159,10 @@ class GenerationConfig:
     """How captions are written. Lengths count tokens, [DEC] and [SEP] included, as in LAVIS."""
 
     method: Literal["greedy", "beam", "nucleus"] = "beam"  # nucleus draws at random among the most probable tokens
-    num_beams: int = 3
+    num_beams: int = 3  # captions that a beam search follows at a time
     num_captions: int = 1  # of each video, the best first
     min_length: int = 10  # tokens before [SEP]
-    max_length: int = 30
+    max_length: int = 30  # tokens at most
     repetition_penalty: float = 1.0  # more than 1 makes tokens that were written already less probable
     length_penalty: float = 1.0  # a beam's score is its log-probability over its length to this power
     top_p: float = 0.9  # nucleus: the probability that the tokens drawn from have together
@@ -187,8 +188,9 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The three losses of a stage (docs/model.md section 4)."""
+    """The losses of a stage (docs/model.md section 4)."""
 
+    objective: Objective = "alignment"  # contrastive + VTM + VTG; or VTG alone, to fine-tune for captioning
     contrastive: Literal["vtc", "csal"] = "vtc"  # stage 1 uses "vtc", stage 2 "csal"
     vtc_label_smoothing: float = 0.1
     csal_label_smoothing: float = 0.01
@@ -260,7 +262,9 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps
     keep_last: int = 3  # newest checkpoints to keep
     keep_best: int = 1  # checkpoints to keep for their validation
-    best_metric: BestMetric = "t2v_r1"  # of the validation; or the mean of R@1, 5 and 10 of videos, after re-ranking
+    # Of the validation. reranked_t2v_mean_recall is the mean of R@1, 5 and 10 of videos, after re-ranking; cider_d is
+    # for the objective captioning.
+    best_metric: BestMetric = "t2v_r1"
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -275,9 +279,14 @@ class TrainConfig:
             f"train.accumulation_steps={self.accumulation_steps} does not divide train.batch_size={self.batch_size}",
         )
         check(
-            self.batch_size // self.accumulation_steps > 1,
+            self.batch_size // self.accumulation_steps > 1 or self.loss.objective != "alignment",
             f"train.batch_size={self.batch_size} over {self.accumulation_steps} accumulation steps leaves one clip at a"
             " time; the contrastive losses need at least 2",
+        )
+        check(
+            (self.best_metric == "cider_d") == (self.loss.objective == "captioning"),
+            f"train.best_metric={self.best_metric} does not belong to train.loss.objective={self.loss.objective};"
+            " cider_d is the metric of captioning",
         )
         check(
             self.optimizer.warmup_steps < self.num_steps,

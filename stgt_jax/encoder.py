@@ -23,6 +23,7 @@ from einops import rearrange
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from stgt_jax.checks import check
 from stgt_jax.config import Dtype, GenerationConfig, ModelConfig
 from stgt_jax.contrastive import similarity
 from stgt_jax.errors import STGTError
@@ -122,7 +123,16 @@ class Encoder:
         """Captions clips: token ids int32 [V, N, S] and scores float32 [V, N], see `generate`.
 
         With the method "nucleus" the captions of a clip depend on `seed` and the clip's place among those of a batch.
+
+        Raises:
+          STGTError: captions may be longer than the model can write.
         """
+        longest = self.model.config.qformer.max_text_length
+        check(
+            config.max_length <= longest,
+            f"generation.max_length={config.max_length} is more than the {longest} tokens that the model can write"
+            " (qformer.max_text_length)",
+        )
         first = (config, jax.random.key(seed))
         batches = list(self._run(_write_captions, _one_column(clips), self.batch_size, *first))
         shape = (config.num_captions, config.max_length)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.datasets.video_files import SUFFIXES
+from data_pipeline.datasets.video_files import walk_videos
 from data_pipeline.errors import DataError
 from data_pipeline.packets import ClipError
 from data_pipeline.processes import ahead
@@ -271,13 +271,9 @@ def _bring_up_to_date(store: VideoIndex, model: Model, videos: Path, segment_sec
 
 def _list_videos(videos: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yields each video's path, relative to the folder, with its size and the time of its last change, in order."""
-    for folder, folders, names in os.walk(videos, followlinks=True):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                stat = path.stat()
-                yield str(path.relative_to(videos)), (stat.st_size, stat.st_mtime_ns)
+    for path in walk_videos(videos):
+        stat = path.stat()
+        yield str(path.relative_to(videos)), (stat.st_size, stat.st_mtime_ns)
 
 
 def _encoded(

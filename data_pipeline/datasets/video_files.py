@@ -1,6 +1,7 @@
 """Finds the file of a video that an annotation names by an id, by a name without extension or with another one."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
@@ -13,6 +14,16 @@ SUFFIXES = (
     ".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".3g2", ".mts", ".m2ts",
     ".ts", ".ogv", ".vob",
 )  # fmt: skip
+
+
+def walk_videos(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields the video files under a folder, in order, known by their extensions."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if _suffix(name) in SUFFIXES and path.is_file():
+                yield path
 
 
 class VideoFiles:

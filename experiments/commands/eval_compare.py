@@ -4,13 +4,13 @@ from experiments.commands.values import Figures
 
 
 def eval_compare(
-    first: str,  # results file, from `stgt eval retrieval --results`
-    second: str,  # another one, of the same data
+    first: str,  # results file, from `stgt eval ... --results`
+    second: str,  # another one, of the same task and data
     *,
     resamples: int = 10_000,  # draws of the bootstrap
     seed: int = 0,  # of the draws
 ) -> Figures:
-    """Compare two results files of the same data: how each recall differs.
+    """Compare two results files of the same task and data: how each figure differs.
 
     The interval of 95 % is that of a paired bootstrap over videos. Where it does not contain 0, the models differ.
     """

@@ -6,9 +6,11 @@ from experiments.commands.pretrain import run_training
 from experiments.commands.values import Figures, Folder, RecipeFields
 from experiments.recipes import get_recipe
 
+Dataset = Literal["msrvtt", "msvd", "didemo", "lsmdc", "msrvtt_caption"]
+
 
 def finetune(
-    dataset: Literal["msrvtt", "msvd", "didemo", "lsmdc"],  # whose published settings are taken
+    dataset: Dataset,  # whose published settings are taken
     *,
     workdir: Folder,  # folder for checkpoints, metrics and logs
     resume: bool = False,  # continue from the newest checkpoint in the workdir, if there is one
@@ -20,7 +22,7 @@ def finetune(
     heartbeat_timeout: int = 60,  # seconds after which a silent process counts as lost, and the others end
     fields: RecipeFields,
 ) -> Figures | None:
-    """Fine-tune a pre-trained model for retrieval on a public data set.
+    """Fine-tune a pre-trained model on a public data set, for retrieval or captioning.
 
     --weights.initial names the pre-trained model: a run, or what `stgt weights convert` wrote. After each pass over the
     captions the model is validated; the best checkpoint is named at the end. `stgt recipes finetune_DATASET` lists the

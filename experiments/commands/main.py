@@ -19,6 +19,7 @@ from experiments.commands.arguments import HELP, Command, CommandParser
 from experiments.commands.bench_data import bench_data
 from experiments.commands.bench_graph_attention import bench_graph_attention
 from experiments.commands.bench_step import bench_step
+from experiments.commands.caption import caption
 from experiments.commands.compile import compile
 from experiments.commands.data_build import data_build
 from experiments.commands.data_cache_tokens import data_cache_tokens
@@ -26,6 +27,7 @@ from experiments.commands.data_make import data_make
 from experiments.commands.data_show import data_show
 from experiments.commands.data_verify import data_verify
 from experiments.commands.demo import demo
+from experiments.commands.eval_captions import eval_captions
 from experiments.commands.eval_compare import eval_compare
 from experiments.commands.eval_retrieval import eval_retrieval
 from experiments.commands.export import export
@@ -51,7 +53,9 @@ COMMANDS: dict[str, Command] = {
     "pretrain": pretrain,
     "finetune": finetune,
     "eval retrieval": eval_retrieval,
+    "eval captions": eval_captions,
     "eval compare": eval_compare,
+    "caption": caption,
     "export": export,
     "index": index,
     "search": search,

@@ -14,8 +14,11 @@ from stgt_jax.batch import Batch
 from stgt_jax.config import LossConfig
 from stgt_jax.contrastive import contrast
 from stgt_jax.losses import vtg_loss, vtm_loss
+from stgt_jax.models.qformer import QueryCache
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.fetch_rows import fetch_rows
+
+Losses = tuple[jax.Array, dict[str, jax.Array]]  # the total, and what is logged
 
 
 class Triples(NamedTuple):
@@ -56,6 +59,41 @@ def matching_triples(
     return Triples(tokens, with_negative(input_ids), with_negative(attention_mask))
 
 
+def losses(model: STGT, params: Any, batch: Batch, rng: jax.Array, config: LossConfig) -> Losses:
+    """The losses of the objective that `config` names, in training; see `stgt_losses` and `caption_losses`."""
+    if config.objective == "captioning":
+        return caption_losses(model, params, batch, rng, config, train=True)
+    return stgt_losses(model, params, batch, rng, config, train=True)
+
+
+def caption_losses(
+    model: STGT, params: Any, batch: Batch, rng: jax.Array, config: LossConfig, *, train: bool
+) -> Losses:
+    """VTG alone, to fine-tune a model for captioning; the arguments are those of `stgt_losses`.
+
+    Returns:
+      (loss, {"loss", "loss_vtg"}), scalars.
+    """
+    video_rng, text_rng = jax.random.split(rng)
+    video = model.apply(
+        {"params": params}, batch["video"], train=train, method="encode_video", rngs={"dropout": video_rng}
+    )
+    loss = _generation_loss(model, params, video["query_cache"], batch, text_rng, config, train=train)
+    return loss, {"loss": loss, "loss_vtg": loss}
+
+
+def _generation_loss(
+    model: STGT, params: Any, query_cache: QueryCache, batch: Batch, rng: jax.Array, config: LossConfig, *, train: bool
+) -> jax.Array:
+    """VTG of the captions, which the decoder reads with [DEC] in the place of [CLS]."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    decoder_ids = ids.at[:, 0].set(model.config.qformer.dec_token_id)
+    logits = model.apply(
+        {"params": params}, query_cache, decoder_ids, mask, train=train, method="decode", rngs={"dropout": rng}
+    )
+    return vtg_loss(logits, ids, mask, label_smoothing=config.vtg_label_smoothing)
+
+
 def stgt_losses(
     model: STGT,
     params: Any,
@@ -65,7 +103,7 @@ def stgt_losses(
     *,
     train: bool,
     negatives: tuple[jax.Array, jax.Array] | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> Losses:
     """The losses of one stage: contrastive (VTC or CSAL) + VTM + VTG.
 
     Args:
@@ -81,11 +119,11 @@ def stgt_losses(
       (total loss, {"loss", "loss_contrastive", "loss_vtm", "loss_vtg", "accuracy_v2t", "accuracy_t2v",
       "accuracy_vtm", "temperature"}), scalars.
     """
-    negative_rng, *method_rngs = jax.random.split(rng, 5)
+    negative_rng, *method_rngs, decode_rng = jax.random.split(rng, 5)
     ids, mask = batch["input_ids"], batch["attention_mask"]
 
     def apply(method: str, *inputs: Any) -> Any:
-        rngs = {"dropout": method_rngs[("encode_video", "encode_text", "match", "decode").index(method)]}
+        rngs = {"dropout": method_rngs[("encode_video", "encode_text", "match").index(method)]}
         return model.apply({"params": params}, *inputs, train=train, method=method, rngs=rngs)
 
     video = apply("encode_video", batch["video"])
@@ -97,9 +135,7 @@ def stgt_losses(
     match_labels = (jnp.arange(len(match_logits)) % 3 == 0).astype(jnp.int32)  # the first of each three is a match
     loss_vtm = vtm_loss(match_logits, match_labels)
 
-    decoder_ids = ids.at[:, 0].set(model.config.qformer.dec_token_id)
-    decoder_logits = apply("decode", video["query_cache"], decoder_ids, mask)
-    loss_vtg = vtg_loss(decoder_logits, ids, mask, label_smoothing=config.vtg_label_smoothing)
+    loss_vtg = _generation_loss(model, params, video["query_cache"], batch, decode_rng, config, train=train)
 
     loss = contrastive.loss + loss_vtm + loss_vtg
     return loss, {

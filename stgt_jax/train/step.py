@@ -15,7 +15,7 @@ from stgt_jax.config import TrainConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import batch_layout, replicated
-from stgt_jax.train.objective import stgt_losses
+from stgt_jax.train.objective import losses
 from stgt_jax.train.optimizer import make_optimizer, make_schedule
 from stgt_jax.train.state import TrainState, abstract_state, merge_params
 
@@ -28,7 +28,7 @@ def make_train_step(
     """Returns the jitted function (state, batch) -> (state, metrics).
 
     The batch is a global one, as `shard_batch` returns it. The state is consumed: its memory is reused. The metrics are
-    float32 scalars: those of `stgt_losses`, the learning rate, and the norm of the gradient before clipping.
+    float32 scalars: those of `losses`, the learning rate, and the norm of the gradient before clipping.
 
     Raises:
       STGTError: B or T does not divide by the devices that split it.
@@ -70,7 +70,7 @@ def _mean_gradients(
 
     def loss_fn(params: Any, microbatch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         params = merge_params(params, state.frozen)
-        return stgt_losses(model, params, microbatch, key, config.loss, train=True)
+        return losses(model, params, microbatch, key, config.loss)
 
     def gradients_of(microbatch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
         gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params, microbatch, key)

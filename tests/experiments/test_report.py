@@ -11,9 +11,10 @@ from models_for_tests import tiny
 
 from experiments.pictures import Pictures, collect_pictures, film_strip, patch_motion, strongest_edges
 from experiments.report import ReportInputs, read_curve, write_report
-from stgt_jax.config import GraphConfig
+from stgt_jax.config import GenerationConfig, GraphConfig
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
+from stgt_jax.eval.captioning import CaptioningResult
 from stgt_jax.eval.retrieval import RetrievalResult
 from stgt_jax.models.stgt import STGT
 
@@ -90,6 +91,13 @@ def full_inputs():
         gallery=np.stack([video] * 8),
         pictures=pictures,
         curves={"stage1": curve, "stage2": curve},
+        captions=CaptioningResult(
+            result.video_ids[:3],
+            (("a <b>",), ("c",), ("d",)),
+            np.zeros((3, 1)),
+            (("a <b>",), ("e",), ("f", "g")),
+            GenerationConfig(),
+        ),
         ablation={"full": result.to_dict()},
         counts={"clips": 8, "note": "a & b"},
     )
@@ -107,13 +115,13 @@ def test_page_is_self_contained(full_page):
 
 
 def test_page_has_every_picture_and_section(full_page):
-    queries, hits, clips = 6, 5, 2
-    assert len(full_page.links) == queries * hits + 2 * clips + 2 + 1  # two similarities, one figure of curves
+    queries, hits, clips, captioned = 6, 5, 2, 3
+    assert len(full_page.links) == queries * hits + captioned + 2 * clips + 2 + 1  # two similarities, curves
     text = "".join(full_page.text)
-    for title in ("Retrieval", "Does it see time?", "Retrieved clips", "The graph between frames", "Adjacency",
-                  "Video-text similarity", "Training", "Ablation", "Data and run"):  # fmt: skip
+    for title in ("Retrieval", "Does it see time?", "Retrieved clips", "Captions", "The graph between frames",
+                  "Adjacency", "Video-text similarity", "Training", "Ablation", "Data and run"):  # fmt: skip
         assert title in text
-    assert "a & b" in text
+    assert "a & b" in text and "“a <b>”" in text
     assert "“one <b>”" in text  # escaped: it came out as text, not as a tag
 
 

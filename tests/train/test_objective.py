@@ -10,7 +10,7 @@ from models_for_tests import tiny
 
 from stgt_jax.config import LossConfig
 from stgt_jax.models.stgt import STGT
-from stgt_jax.train.objective import matching_triples, stgt_losses
+from stgt_jax.train.objective import caption_losses, matching_triples, stgt_losses
 
 
 def test_triples_are_own_text_another_video_another_text() -> None:
@@ -33,9 +33,11 @@ def test_total_is_the_sum() -> None:
     @jax.jit
     def run() -> Any:
         params = model.init(jax.random.key(0), **batch)["params"]
-        return stgt_losses(model, params, batch, jax.random.key(1), LossConfig(), train=False)
+        of_all = stgt_losses(model, params, batch, jax.random.key(1), LossConfig(), train=False)
+        return *of_all, caption_losses(model, params, batch, jax.random.key(1), LossConfig(), train=False)[0]
 
-    loss, metrics = run()
+    loss, metrics, captioning = run()
+    np.testing.assert_allclose(captioning, metrics["loss_vtg"], rtol=1e-6)
     expected = metrics["loss_contrastive"] + metrics["loss_vtm"] + metrics["loss_vtg"]
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert 0 <= metrics["accuracy_vtm"] <= 1

@@ -65,6 +65,11 @@ def bench_step(
     """
     text_length = text_length_of(recipe, text_length)
     check(repeats > 0, f"--repeats={repeats} must be greater than 0")
+    objective = recipe.train.loss.objective
+    check(
+        objective == "alignment",
+        f"train.loss.objective={objective}: the parts are those of alignment; --train.loss.objective alignment",
+    )
     model = STGT(recipe.model)
     mesh = mesh_for(model, recipe.train)
     peak = peak or measure_peak(recipe.model.dtype)
@@ -244,9 +249,12 @@ def _time_optimizer(recipe: Recipe, state: TrainState, repeats: int) -> float:
 
 def step_flops(recipe: Recipe, text_length: int, *, cached_tokens: bool = False) -> dict[str, int]:
     """Returns the FLOPs of the model in a step, by part; with cached tokens there is no ViT."""
+    without = {"vit"} if cached_tokens else set()
+    if recipe.train.loss.objective == "captioning":
+        without |= {"encode_text", "match", "losses"}
     steps, frames = recipe.train.accumulation_steps, recipe.model.num_frames
     flops = model_flops(recipe.model, batch=recipe.train.batch_size // steps, frames=frames, text_length=text_length)
-    return {part: count.total * steps for part, count in flops.items() if not (cached_tokens and part == "vit")}
+    return {part: count.total * steps for part, count in flops.items() if part not in without}
 
 
 def _with_shares(row: Figures, step_seconds: float, flops: int | None, peak_flops: float) -> Figures:

@@ -14,6 +14,7 @@ from experiments.commands.values import File, Folder, RecipeFields, format_value
 from experiments.perf.bench.settings import DataSettings, GraphAttentionSettings
 from experiments.recipe_fields import describe_fields, describe_parameters, list_fields, replace_fields
 from experiments.recipes import RECIPES, Recipe, get_recipe
+from stgt_jax.config import GenerationConfig
 from stgt_jax.convert.options import Conversion
 from stgt_jax.errors import STGTError
 
@@ -144,9 +145,10 @@ def test_help_shows_description_types_defaults_and_comments():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_has_a_help_text(name):
     described = describe_parameters(COMMANDS[name])
-    for group in (GraphAttentionSettings, DataSettings, Conversion):
+    for group in (GraphAttentionSettings, DataSettings, Conversion, GenerationConfig):
         described |= describe_fields(group)
-    assert all(text.comment for option, text in described.items() if option not in ("fields", "settings", "options"))
+    groups = ("fields", "settings", "options", "generation")
+    assert all(text.comment for option, text in described.items() if option not in groups)
     assert len((COMMANDS[name].__doc__ or "").splitlines()[0]) in range(10, 95)
 
 
