@@ -106,7 +106,7 @@ def build_shards(
       out: the shard set's folder; other splits in it stay.
       split: the split's name, such as "train".
       vocab: BERT vocabulary file. By default that of the shard set, if it has another split; else, for the split
-        "train" (or "train_and_val") only, one is trained from these captions.
+        "train" (or "train_and_val") only, one is trained from these captions, questions and answers.
       num_kept_frames: K, frames kept of each video.
       resize: pixels: the short side of the kept frames, or both sides of stretched ones.
       max_text_length: S, tokens a caption is padded or cut to.
@@ -244,7 +244,7 @@ def _place_vocab(
         if vocab is not None:
             copy_vocab(vocab, file)
         elif split in ("train", "train_and_val"):
-            train_vocab((row.caption for row in rows), file)
+            train_vocab((text for row in rows for text in (row.caption, row.question, row.answer) if text), file)
         else:
             raise DataError(
                 f"split '{split}' needs a vocabulary; build split 'train' in '{out}' first, or give --vocab"

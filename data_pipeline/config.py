@@ -27,8 +27,13 @@ class DataConfig:
     mix_shards: tuple[str, ...] = ()  # folders of further shard sets to train on
     # Share of each shard set in a batch, that of data.shards first. By default in proportion to their videos.
     mix_weights: tuple[float, ...] = ()
-    # What one epoch is. videos: every video once, with one of its captions. captions: every caption once.
-    epoch: Literal["videos", "captions"] = "videos"
+    # What one epoch is. videos: every video once, with one of its captions. captions: every caption once. questions:
+    # every question once; then the texts of the batches are questions.
+    epoch: Literal["videos", "captions", "questions"] = "videos"
+    question_length: int = 44  # tokens that a question is padded or cut to
+    # File of the answers that a model chooses among: lines, a JSON list, or train_ans2label.json. By default the most
+    # frequent answers of the training split, as many as the model's num_answers.
+    answers: str = ""
     max_bad_records: int = 0  # damaged records that training may skip; more end the run
     frame_shape: FrameShape = "keep_aspect"  # the shards must have been built with the same
     clean_text: TextCleaning = "none"  # the shards must have been built with the same
@@ -55,6 +60,7 @@ class DataConfig:
             f"data.mix_shards={self.mix_shards} and data.shards='{self.shards}' name a shard set twice",
         )
         check_not_negative("data", self, "num_workers", "max_bad_records")
+        check(self.question_length > 2, f"data.question_length={self.question_length} must be at least 3")
 
     @property
     def shard_sets(self) -> tuple[str, ...]:

@@ -6,15 +6,17 @@ every video once, in order, with all its captions, and draws nothing at random. 
 frames, K frames that the shards keep, S text length, C captions.
 """
 
+import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from tokenizers import BertWordPieceTokenizer
 
 from data_pipeline.augment import crop_bicubic, rand_augment
 from data_pipeline.config import DataConfig
@@ -30,8 +32,10 @@ from data_pipeline.order import (
     common_videos,
 )
 from data_pipeline.processes import start_worker
+from data_pipeline.questions import read_questions
 from data_pipeline.sampling import nearest_frames, train_frames, wrong_time_order
-from data_pipeline.shards import ShardSource, VideoRecord, open_shards
+from data_pipeline.shards import VOCAB_NAME, ShardSource, VideoRecord, open_shards
+from data_pipeline.tokenizer import encode, load_tokenizer
 from data_pipeline.transforms import centre_crop, random_crop_box, random_flip, random_resized_crop
 
 # A batch of 128 clips of 8x224x224 has 154 MB, and by default grain would prepare hundreds of batches ahead.
@@ -145,6 +149,7 @@ def train_loader(
     image_size: int,
     process_index: int = 0,
     process_count: int = 1,
+    answers: Sequence[str] = (),
 ) -> TrainLoader:
     """Returns endless shuffled, augmented batches of `batch_size` clips for this process.
 
@@ -163,10 +168,12 @@ def train_loader(
       image_size: H = W, pixels.
       process_index: p.
       process_count: number of processes.
+      answers: of which the batches name the right one, where they hold questions.
 
     Returns:
       Batches of `video` uint8 [B, T, H, W, 3], `input_ids` int32 [B, S], `attention_mask` int32 [B, S]. From shards of
-      tokens `video` is bfloat16 [B, T, L, D]; nothing is cropped or augmented then.
+      tokens `video` is bfloat16 [B, T, L, D]; nothing is cropped or augmented then. With questions also `answer` int32
+      [B], the place in `answers`, or -1.
 
     Raises:
       DataError: no such shards, more frames than they keep, frames of another shape, or fewer videos than a batch takes
@@ -193,18 +200,25 @@ def train_loader(
             )
         # The seeds of grain's epochs follow each other, so those of another shard set are far away.
         set_seed = (seed + 0x9E3779B1 * at) % (1 << 32)
-        counts = indices[at]["num_captions"]
-        examples, record = _examples(config, source, counts, share, set_seed, num_frames, image_size)
+        counts = read_questions(source).counts if config.epoch == "questions" else indices[at]["num_captions"]
+        text = _TextChoice(config, source, {answer: number for number, answer in enumerate(answers)})
+        examples, record = _examples(config, source, counts, share, set_seed, num_frames, image_size, text)
         parts.append(MixturePart(examples, record, videos[at], share))
     # Batches are assigned to processes after the shuffle and the crops: the global batch i has the same clips, in the
     # same order and with the same crops, for any number of processes.
     mixture = Mixture(parts, skips_bad=config.max_bad_records > 0)
     batches = grain.MapDataset.source(mixture).batch(batch_size)[process_index::process_count]
-    num_examples = [len(source) if config.epoch == "videos" else source.num_captions for source in sources]
+    num_examples = [num_epoch_examples(config, source) for source in sources]
     identity = {"split": split, "num_examples": num_examples[0], "global_batch_size": global_batch, "seed": seed}
     if len(sources) > 1:
         identity |= {"mix_num_examples": num_examples[1:], "mix_shares": shares}
     return TrainLoader(batches, config, sources, identity)
+
+
+def num_epoch_examples(config: DataConfig, source: ShardSource) -> int:
+    """Returns the examples of an epoch: videos, captions or questions."""
+    number = {"videos": len(source), "captions": source.num_captions, "questions": source.manifest["num_questions"]}
+    return number[config.epoch]
 
 
 def eval_batches(
@@ -230,7 +244,8 @@ def eval_batches(
     Yields:
       Batches of `video` uint8 [B, T, H, W, 3] (tokens: bfloat16 [B, T, L, D]), `valid` bool [B] (False on the repeated
       clips), the object arrays [B] of str `video_id` and `group`, and the captions of the valid clips: `caption` object
-      [C] of str, `input_ids` and `attention_mask` int32 [C, S], and `row` int64 [C], the clip that each belongs to.
+      [C] of str, `input_ids` and `attention_mask` int32 [C, S], and `row` int64 [C], the clip that each belongs to; and
+      their questions: `question` and `answer` object [N] of str, and `question_row` int64 [N].
 
     Raises:
       DataError: no such shards, more frames than they keep, frames of another shape, or a batch size below 1.
@@ -266,7 +281,8 @@ def example_clips(
     rng = np.random.default_rng(seed)
     for index in np.sort(rng.choice(len(source), min(count, len(source)), replace=False)).tolist():
         record = source[index]
-        example = _train_clip(config, source, num_frames, image_size, (index, record), rng)
+        text = _TextChoice(config, source, {})
+        example = _train_clip(config, source, num_frames, image_size, text, (index, record), rng)
         yield record, example, _eval_clip(source, num_frames, image_size, None, (index, record))["video"]
 
 
@@ -375,23 +391,24 @@ class _CaptionSource:
 def _examples(
     config: DataConfig,
     source: ShardSource,
-    caption_counts: np.ndarray,
+    text_counts: np.ndarray,
     share: int,
     seed: int,
     num_frames: int,
     image_size: int,
+    text: "_TextChoice",
 ) -> tuple[grain.MapDataset, Callable[[int], int]]:
     """Returns the training examples of one shard set by position, without end, and the record at a position.
 
     A batch takes `share` examples in a row.
     """
-    clip = functools.partial(_train_clip, config, source, num_frames, image_size)
-    if config.epoch == "captions":
-        order = CaptionOrder(caption_counts, share, seed)
-        if left_out := source.num_captions - order.epoch_length():
+    clip = functools.partial(_train_clip, config, source, num_frames, image_size, text)
+    if config.epoch != "videos":
+        order, num_texts = CaptionOrder(text_counts, share, seed), int(text_counts.sum())
+        if left_out := num_texts - order.epoch_length():
             _log.info(
-                "'%s': of %d captions, %d fill no batch of %d different videos in the first epoch",
-                source.shards, source.num_captions, left_out, share,
+                "'%s': of %d %s, %d fill no batch of %d different videos in the first epoch",
+                source.shards, num_texts, config.epoch, left_out, share,
             )  # fmt: skip
         return grain.MapDataset.source(_CaptionSource(source, order)).seed(seed).random_map(clip), order.video
     per_epoch = len(source) // share * share
@@ -401,29 +418,67 @@ def _examples(
     return examples, records.__getitem__
 
 
+@dataclasses.dataclass(frozen=True)
+class _TextChoice:
+    """Chooses the text that goes with a training clip."""
+
+    config: DataConfig
+    source: ShardSource
+    answers: Mapping[str, int]  # the number of each answer
+
+    def choose(
+        self, index: int, record: VideoRecord, number: int | None, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Returns the token ids and the mask, [S], of a caption; or of a question, and which answer is right.
+
+        Args:
+          index: of the record.
+          record: of the video.
+          number: of its caption or question; a random one by default.
+          rng: for the random one.
+        """
+        asks = self.config.epoch == "questions"
+        count = len(record.questions if asks else record.captions)
+        if not count:
+            what = "question" if asks else "caption"
+            raise BadRecordError(
+                f"{self.source.place(index)} has no {what}; rebuild the split from rows with {what}s", index
+            )
+        # Nothing is drawn for the only text, and so a clip of one caption looks the same in every kind of epoch.
+        number = number if number is not None else int(rng.integers(count)) if count > 1 else 0
+        if not asks:
+            return {name: getattr(record, name)[number] for name in ("input_ids", "attention_mask")}
+        tokenizer = _tokenizer_of(str(self.source.shards / VOCAB_NAME))
+        ids, mask = encode(tokenizer, [record.questions[number]], self.config.question_length)
+        right = np.int32(self.answers.get(record.answers[number], -1))
+        return {"input_ids": ids[0], "attention_mask": mask[0], "answer": right}
+
+
+@functools.lru_cache(8)
+def _tokenizer_of(vocab: str) -> BertWordPieceTokenizer:
+    return load_tokenizer(vocab)
+
+
 def _train_clip(
     config: DataConfig,
     source: ShardSource,
     num_frames: int,
     image_size: int,
+    text: _TextChoice,
     example: tuple[Any, ...],
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Returns the frames and the token ids of `example`: number, record and, maybe, which caption."""
+    """Returns the frames and the token ids of `example`: number, record and, maybe, which caption or question."""
     index, record, *chosen = example
-    num_captions = len(record.captions)
-    if not num_captions:
-        raise BadRecordError(f"{source.place(index)} has no caption; rebuild the split from rows with captions", index)
     num_available = min(record.num_frames, len(record.frames))
     frames = train_frames(rng, config.train_frame_sampling, num_available, num_frames)
     video, is_pixels = _decoded(source, index, record, frames), source.settings.tokens is None
     if is_pixels:
         video = _cropped(config, rng, video, image_size)
-    # Nothing is drawn for the only caption, and so a clip of one caption looks the same in both kinds of epoch.
-    caption = chosen[0] if chosen else int(rng.integers(num_captions)) if num_captions > 1 else 0
+    chosen_text = text.choose(index, record, chosen[0] if chosen else None, rng)
     if config.rand_augment and is_pixels:
         video = rand_augment(rng, video)
-    return {"video": video, **{name: getattr(record, name)[caption] for name in ("input_ids", "attention_mask")}}
+    return {"video": video, **chosen_text}
 
 
 def _cropped(config: DataConfig, rng: np.random.Generator, video: np.ndarray, image_size: int) -> np.ndarray:
@@ -479,6 +534,9 @@ def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[dict[s
                 "input_ids": np.concatenate([record.input_ids for record in records]),
                 "attention_mask": np.concatenate([record.attention_mask for record in records]),
                 "row": np.repeat(np.arange(len(records)), [len(record.captions) for record in records]),
+                "question": np.array([question for record in records for question in record.questions], object),
+                "answer": np.array([answer for record in records for answer in record.answers], object),
+                "question_row": np.repeat(np.arange(len(records)), [len(record.questions) for record in records]),
             }
     finally:
         clips_read.close()

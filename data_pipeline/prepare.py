@@ -53,7 +53,7 @@ class ClipReader:
 
     def read_all(self, videos: Iterable[Video]) -> Iterator[np.ndarray]:
         """Yields the clip of each video, in order. Threads read a few videos ahead. Raises what `read` raises."""
-        yield from _in_threads(lambda numbered: self.read(numbered[1], numbered[0]), enumerate(videos))
+        yield from in_threads(lambda numbered: self.read(numbered[1], numbered[0]), enumerate(videos))
 
     def try_all(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[np.ndarray | str]:
         """Like `read_all` for files, but in place of a clip that cannot be read it yields the reason."""
@@ -64,7 +64,7 @@ class ClipReader:
             except DataError as error:
                 return str(error)
 
-        yield from _in_threads(attempt, paths)
+        yield from in_threads(attempt, paths)
 
     def _from_file(self, path: str, start: float | None = None, end: float | None = None) -> np.ndarray:
         if "://" in path:
@@ -96,7 +96,7 @@ class ClipReader:
         return centre_crop(np.stack([resize_short_side(frame, self.resize) for frame in frames]), self.image_size)
 
 
-def _in_threads(function: Callable[[Any], _Result], items: Iterable[Any]) -> Iterator[_Result]:
+def in_threads(function: Callable[[Any], _Result], items: Iterable[Any]) -> Iterator[_Result]:
     """Like `map`, but threads compute a few results ahead."""
     num_threads = min(8, os.cpu_count() or 1)
     pool = concurrent.futures.ThreadPoolExecutor(num_threads)

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split of a shard set: retrieval and captioning."""
+"""Evaluation of a model on a split of a shard set: retrieval, captioning and question answering."""
 
 import dataclasses
 import functools
@@ -7,23 +7,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
-from data_pipeline.shards import VOCAB_NAME, ShardSettings, open_shards
+from data_pipeline.questions import question_tokenizer, read_questions
+from data_pipeline.shards import VOCAB_NAME, ShardSettings, list_splits, open_shards
 from data_pipeline.tokenizer import decode, load_tokenizer
 from experiments.cache_tokens import check_tokens
-from experiments.results import Subject, describe_captioning, describe_retrieval
+from experiments.results import Subject, describe_answering, describe_captioning, describe_retrieval
 from experiments.steps import write_json
 from stgt_jax.api import load
 from stgt_jax.config import GenerationConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.captioning import CaptioningResult, evaluate_captions
+from stgt_jax.eval.question_answering import (
+    AnsweringResult,
+    accuracy_by_type,
+    evaluate_answers,
+    most_frequent_answers,
+)
 from stgt_jax.eval.retrieval import RetrievalResult, Rule, evaluate_retrieval
 from stgt_jax.exported import model_folder
 from stgt_jax.run_folder import Run, check_vocabulary, read_run
 from stgt_jax.storage import check_storage
 
 FRAME_SHUFFLE_SEED = 0
+TRAIN_SPLIT = "train"
 _log = logging.getLogger("stgt_jax")
 
 
@@ -98,6 +108,49 @@ def captioning(
     if results is not None:
         write_json(results, describe_captioning(result, subject, dataclasses.asdict(generation) | {"seed": seed}))
     return result
+
+
+def answering(
+    checkpoint: str | Path,
+    shards: str | Path,
+    *,
+    split: str,
+    batch_size: int,
+    dtype: Computation = "float32",
+    shuffle_frames: bool = False,
+    results: str | Path | None = None,
+) -> tuple[AnsweringResult, dict[str, dict[str, dict[str, float]]]]:
+    """Answers all questions of a split.
+
+    Args:
+      checkpoint: as for `retrieval`; likewise `shards`, `split`, `batch_size`, `dtype`, `shuffle_frames`, `results`.
+      shards: folder of a shard set.
+      split: of the shard set.
+      batch_size: clips encoded at a time.
+      dtype: of the computation.
+      shuffle_frames: shuffle the frames of every clip.
+      results: results file to write (`experiments.results`).
+
+    Returns:
+      The answers; and `accuracy_by_type` of "the model" and, where the shard set has a split to learn it from, of "the
+      question alone": what the most frequent training answer to the question gives.
+
+    Raises:
+      STGTError: as `retrieval`; or the model has no list of answers.
+    """
+    run = read_run(model_folder(checkpoint))
+    subject = _open(checkpoint, shards, split, batch_size, dtype, shuffle_frames)
+    answers, tokenize = run.answers, question_tokenizer(str(shards), run.question_length)
+    result = evaluate_answers(subject.encoder, subject.batches, tokenize, answers)
+    rows = {"the model": accuracy_by_type(result.questions, result.is_right)}
+    if TRAIN_SPLIT in list_splits(shards) and split != TRAIN_SPLIT:
+        known = read_questions(open_shards(shards, TRAIN_SPLIT)).by_question
+        guessed = most_frequent_answers(result.questions, known)
+        right = np.array([a == b for a, b in zip(guessed, result.right_answers, strict=True)])
+        rows["the question alone"] = accuracy_by_type(result.questions, right)
+    if results is not None:
+        write_json(results, describe_answering(result, rows, subject))
+    return result, rows
 
 
 def _open(

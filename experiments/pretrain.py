@@ -3,7 +3,7 @@
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from data_pipeline.loader import eval_batches, train_loader
+from data_pipeline.loader import eval_batches, num_epoch_examples, train_loader
+from data_pipeline.questions import choose_answers, question_tokenizer, read_answers, read_questions
 from data_pipeline.shards import VOCAB_NAME, ShardSource, list_splits, open_shards
 from data_pipeline.tokenizer import decode, load_tokenizer, read_vocab
 from experiments.cache_tokens import check_tokens, check_tokens_for_training
@@ -24,7 +25,9 @@ from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.captioning import evaluate_captions
 from stgt_jax.eval.metrics import RECALLS
+from stgt_jax.eval.question_answering import evaluate_answers
 from stgt_jax.eval.retrieval import evaluate_retrieval, time_order_metrics
+from stgt_jax.exported import model_folder
 from stgt_jax.run_folder import (
     Preparation,
     Provenance,
@@ -42,6 +45,7 @@ from stgt_jax.train.weights import ORIGINS_NAME, OTHERS, check_weights, initial_
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
 VALIDATION_SPLITS = ("validation", "val")  # the first that the shard set has; without them test, where a recipe may
 VALIDATION_BATCH = 32
+Measure = Callable[[Recipe, Encoder, Iterable[Mapping[str, Any]]], dict[str, float]]  # of a model on validation clips
 logger = logging.getLogger("stgt_jax")
 
 
@@ -75,6 +79,8 @@ def pretrain(
     check_storage(
         workdir, *recipe.data.shard_sets, recipe.weights.initial, recipe.weights.vision, recipe.weights.qformer
     )
+    if recipe.weights.initial:
+        recipe = replace_fields(recipe, {"weights.initial": str(model_folder(recipe.weights.initial))})
     is_new = not has_checkpoint(workdir)
     if is_new:
         check_weights(recipe.weights, recipe.model, needs_initial=recipe.needs_initial_weights)
@@ -82,9 +88,10 @@ def pretrain(
         raise STGTError("data.shards is not set; make a shard set with `stgt data build` and give --data.shards DIR")
     sources = _open_splits(recipe)
     recipe = _count_steps(_fit_to_shards(recipe, sources), sources)
+    recipe, answers = _with_answers(recipe, sources)
     for source in sources.values():
         check_tokens_for_training(source, recipe.model)
-    provenance = _provenance(recipe, sources, is_new)
+    provenance = _provenance(recipe, sources, answers, is_new)
     if is_new and recipe.weights.initial:
         first_stage = read_run(recipe.weights.initial)
         check_vocabulary(first_stage, recipe.data.shards, provenance.sections["vocab_sha256"])
@@ -103,6 +110,7 @@ def pretrain(
         image_size=recipe.model.vision.image_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        answers=answers,
     ) as loader:
         return train(
             recipe.model,
@@ -111,7 +119,7 @@ def pretrain(
             workdir,
             resume=resume,
             allow_changes=allow_changes,
-            evaluate=_validation(recipe),
+            evaluate=_validation(recipe, answers),
             initial_params=_initial_params(recipe, sources, workdir),
             provenance=provenance,
             profile_steps=profile_steps,
@@ -166,7 +174,38 @@ def stage_recipe(name: str, fields: Mapping[str, Any], fixed: Mapping[str, Any])
     return stage
 
 
-def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], is_new: bool) -> Provenance:
+def _with_answers(recipe: Recipe, sources: Mapping[str, ShardSource]) -> tuple[Recipe, tuple[str, ...]]:
+    """Returns the recipe with the number of its answers, and the answers; none if it does not train on questions.
+
+    Raises:
+      STGTError: its objective, its data and the number of answers do not fit each other.
+    """
+    asks, objective = recipe.data.epoch == "questions", recipe.train.loss.objective
+    if asks != (objective == "answering"):
+        raise STGTError(f"data.epoch={recipe.data.epoch} does not go with train.loss.objective={objective}")
+    if not asks:
+        return recipe, ()
+    longest = recipe.model.qformer.max_text_length
+    if recipe.data.question_length > longest:
+        raise STGTError(
+            f"data.question_length={recipe.data.question_length} is more than the {longest} tokens that the model"
+            " reads (model.qformer.max_text_length)"
+        )
+    if recipe.data.answers:
+        answers = read_answers(recipe.data.answers)
+    else:
+        if not recipe.model.num_answers:
+            raise STGTError("model.num_answers=0: give the number of answers to tell apart, or a file, --data.answers")
+        answers = choose_answers(read_questions(sources[TRAIN_SPLIT]), recipe.model.num_answers)
+    known = read_questions(sources[TRAIN_SPLIT]).answers
+    share = sum(known[answer] for answer in answers) / known.total()
+    if not share:
+        raise STGTError(f"none of the answers in data.answers='{recipe.data.answers}' occurs in the training questions")
+    logger.info("answers: %d, which answer %.1f %% of the training questions", len(answers), 100 * share)
+    return replace_fields(recipe, {"model.num_answers": len(answers)}), answers
+
+
+def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], answers: Sequence[str], is_new: bool) -> Provenance:
     """Returns what the run's folder records of its data, vocabulary and first weights."""
     settings = sources[TRAIN_SPLIT].settings
     sections: dict[str, Any] = {
@@ -187,6 +226,8 @@ def _provenance(recipe: Recipe, sources: Mapping[str, ShardSource], is_new: bool
             for split, source in sources.items()
         },
     }
+    if answers:
+        sections |= {"answers": list(answers), "question_length": recipe.data.question_length}
     if settings.tokens:
         sections["tokens"] = settings.tokens
     if is_new:  # a resumed run has its own weights, and those it started from may be gone
@@ -230,8 +271,7 @@ def _count_steps(recipe: Recipe, sources: Mapping[str, ShardSource]) -> Recipe:
     if not recipe.num_epochs:
         return recipe
     of_training = [source for name, source in sources.items() if name not in (*VALIDATION_SPLITS, TEST_SPLIT)]
-    by_caption = recipe.data.epoch == "captions"
-    num_examples = sum(source.num_captions if by_caption else len(source) for source in of_training)
+    num_examples = sum(num_epoch_examples(recipe.data, source) for source in of_training)
     per_epoch = num_examples // recipe.train.batch_size
     if not per_epoch:
         raise STGTError(
@@ -281,7 +321,7 @@ def _initial_params(
     return make
 
 
-def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
+def _validation(recipe: Recipe, answers: Sequence[str]) -> Callable[[Any], dict[str, float]] | None:
     """Returns the function from parameters to scores on the validation clips, or None if there are none.
 
     Raises:
@@ -297,7 +337,12 @@ def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
         return None
     frames = {"num_frames": config.num_frames, "image_size": config.vision.image_size}
     eval_batches(recipe.data, split, VALIDATION_BATCH, **frames)  # raises now rather than at the first validation
-    measure = _caption_scores if recipe.train.loss.objective == "captioning" else _retrieval_scores
+    measures: dict[str, Measure] = {
+        "alignment": _retrieval_scores,
+        "captioning": _caption_scores,
+        "answering": functools.partial(_answer_scores, answers),
+    }
+    measure = measures[recipe.train.loss.objective]
 
     def evaluate(params: Any) -> dict[str, float]:
         mesh = jax.tree.leaves(params)[0].sharding.mesh
@@ -310,6 +355,14 @@ def _validation(recipe: Recipe) -> Callable[[Any], dict[str, float]] | None:
 def _caption_scores(recipe: Recipe, encoder: Encoder, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     tokenizer = load_tokenizer(epath.Path(recipe.data.shards) / VOCAB_NAME)
     return evaluate_captions(encoder, batches, functools.partial(decode, tokenizer), recipe.generation).metrics
+
+
+def _answer_scores(
+    answers: Sequence[str], recipe: Recipe, encoder: Encoder, batches: Iterable[Mapping[str, Any]]
+) -> dict[str, float]:
+    tokenize = question_tokenizer(recipe.data.shards, recipe.data.question_length)
+    figures = evaluate_answers(encoder, batches, tokenize, answers).to_dict()
+    return {"answer_accuracy": figures["accuracy"]["all"]["accuracy"], "answer_coverage": figures["coverage"]}
 
 
 def _retrieval_scores(recipe: Recipe, encoder: Encoder, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.captioning import CaptioningResult
 from stgt_jax.eval.metrics import RECALLS, text_to_video_ranks, video_to_text_ranks
+from stgt_jax.eval.question_answering import AnsweringResult
 from stgt_jax.eval.retrieval import RetrievalResult
 from stgt_jax.exported import model_folder
 from stgt_jax.fingerprint import fingerprint
@@ -22,7 +23,7 @@ from stgt_jax.run_folder import folder_path
 from stgt_jax.train.weights import CONVERSION_NAME
 
 SCHEMA = 1
-RETRIEVAL, CAPTIONS = "retrieval", "captions"  # tasks, by the name of their command
+RETRIEVAL, CAPTIONS, QUESTIONS = "retrieval", "captions", "qa"  # tasks, by the name of their command
 _SAME = ("data_sha256", "num_videos")  # of two files that can be compared
 
 
@@ -84,6 +85,33 @@ def describe_captioning(result: CaptioningResult, subject: Subject, options: Map
     return {
         **_describe_subject(CAPTIONS, subject, options),
         **result.to_dict(),
+        "seconds": result.seconds,
+        "items": items,
+    }
+
+
+def describe_answering(
+    result: AnsweringResult, rows: Mapping[str, Mapping[str, Mapping[str, float]]], subject: Subject
+) -> dict[str, Any]:
+    """Returns the content of a results file of question answering: all figures, and "items", a line a question."""
+    items = [
+        {
+            "video": video,
+            "question": question,
+            "right": right,
+            "answer": answer,
+            "probability": probability,
+            "scores": {"accuracy": 100.0 * is_right},
+        }
+        for video, question, right, answer, probability, is_right in zip(
+            result.video_ids, result.questions, result.right_answers, result.answers,
+            result.probabilities.tolist(), result.is_right.tolist(), strict=True,
+        )
+    ]  # fmt: skip
+    return {
+        **_describe_subject(QUESTIONS, subject, {}),
+        **result.to_dict(),
+        "controls": {name: row for name, row in rows.items() if name != "the model"},
         "seconds": result.seconds,
         "items": items,
     }

@@ -1,6 +1,6 @@
 """What training sees of the data: one batch."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import jax
 
@@ -11,3 +11,4 @@ class Batch(TypedDict):
     video: jax.Array  # [B, T, height, width, 3] uint8; or the ViT's tokens of the frames, [B, T, L, D] bfloat16
     input_ids: jax.Array  # [B, S] int32
     attention_mask: jax.Array  # [B, S] int32; 1 for tokens, 0 for padding
+    answer: NotRequired[jax.Array]  # [B] int32, of questions: the number of the right answer, -1 if not listed

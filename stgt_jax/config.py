@@ -16,10 +16,15 @@ from stgt_jax.checks import check, check_choices, check_not_negative, check_posi
 
 GraphVariant = Literal["full", "unweighted", "none"]
 GraphImplementation = Literal["auto", "dense", "banded", "pallas_tpu", "pallas_gpu"]
-Objective = Literal["alignment", "captioning"]
-BestMetric = Literal["t2v_r1", "reranked_t2v_mean_recall", "cider_d"]
+Objective = Literal["alignment", "captioning", "answering"]
+BestMetric = Literal["t2v_r1", "reranked_t2v_mean_recall", "cider_d", "answer_accuracy"]
 Dtype = Literal["float32", "bfloat16"]
 
+BEST_METRICS: dict[str, tuple[str, ...]] = {  # by objective
+    "alignment": ("t2v_r1", "reranked_t2v_mean_recall"),
+    "captioning": ("cider_d",),
+    "answering": ("answer_accuracy",),
+}
 GRAPH_IMPLEMENTATIONS: tuple[str, ...] = typing.get_args(GraphImplementation)
 
 
@@ -134,12 +139,14 @@ class ModelConfig:
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     ln_vision_epsilon: float = 1e-5  # of the LayerNorm between the graph and the Q-Former
     embed_dim: int = 256  # E
+    num_answers: int = 0  # A, answers that the head for questions chooses among; 0 for no such head
     dtype: Dtype = "float32"  # of the computation; trained parameters are float32
     scan_layers: bool = True  # run repeated blocks as a loop, which compiles faster
     remat: bool = False  # recompute the blocks' activations in the backward pass, which saves memory
 
     def __post_init__(self) -> None:
         check_positive("model", self, "num_frames", "embed_dim", "ln_vision_epsilon")
+        check_not_negative("model", self, "num_answers")
         check_choices("model", self)
         if self.graph.variant != "none":
             _check_heads("graph", self.vision.width, self.graph.num_heads)
@@ -190,7 +197,8 @@ class GenerationConfig:
 class LossConfig:
     """The losses of a stage (docs/model.md section 4)."""
 
-    objective: Objective = "alignment"  # contrastive + VTM + VTG; or VTG alone, to fine-tune for captioning
+    # Contrastive + VTM + VTG; VTG alone, to fine-tune for captioning; the cross-entropy of answers to questions.
+    objective: Objective = "alignment"
     contrastive: Literal["vtc", "csal"] = "vtc"  # stage 1 uses "vtc", stage 2 "csal"
     vtc_label_smoothing: float = 0.1
     csal_label_smoothing: float = 0.01
@@ -263,7 +271,7 @@ class TrainConfig:
     keep_last: int = 3  # newest checkpoints to keep
     keep_best: int = 1  # checkpoints to keep for their validation
     # Of the validation. reranked_t2v_mean_recall is the mean of R@1, 5 and 10 of videos, after re-ranking; cider_d is
-    # for the objective captioning.
+    # for the objective captioning, answer_accuracy for answering.
     best_metric: BestMetric = "t2v_r1"
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -284,9 +292,9 @@ class TrainConfig:
             " time; the contrastive losses need at least 2",
         )
         check(
-            (self.best_metric == "cider_d") == (self.loss.objective == "captioning"),
+            self.best_metric in BEST_METRICS[self.loss.objective],
             f"train.best_metric={self.best_metric} does not belong to train.loss.objective={self.loss.objective};"
-            " cider_d is the metric of captioning",
+            f" take {' or '.join(BEST_METRICS[self.loss.objective])}",
         )
         check(
             self.optimizer.warmup_steps < self.num_steps,

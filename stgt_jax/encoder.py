@@ -107,15 +107,38 @@ class Encoder:
         The pairs of a video are matched together, so that its keys and values are computed once for several texts.
         With `as_logit`, the logit of the class "match" instead.
         """
+        logits = self._of_pairs(_match, videos, input_ids, attention_mask, pairs)
+        no_match, match = logits.T
+        return match if as_logit else np.exp(match - np.logaddexp(no_match, match))
+
+    def answer(
+        self,
+        videos: EncodedVideos,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        pairs: Iterable[tuple[int, int]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Answers P questions, given as for `match`: the number of each answer, int [P], and its probability [P]."""
+        found = self._of_pairs(_answer, videos, input_ids, attention_mask, pairs)
+        return found[:, 0].astype(np.int64), found[:, 1]
+
+    def _of_pairs(
+        self,
+        function: Callable[..., Any],
+        videos: EncodedVideos,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        pairs: Iterable[tuple[int, int]],
+    ) -> np.ndarray:
+        """The two results of `function` for each of P pairs, float32 [P, 2]; a video's pairs are computed together."""
         videos_and_texts = np.array(list(pairs), np.int32).reshape(-1, 2)
         groups, num_texts = _group_by_video(videos_and_texts[:, 0])
         size = _round_up(max(1, PAIRS_PER_CLIP * self.batch_size // num_texts), self._num_devices)
         rows = ((videos_and_texts[group[0], 0], *(x[videos_and_texts[group, 1]] for x in (input_ids, attention_mask)))
                 for group in groups)  # fmt: skip
         result = np.zeros((len(videos_and_texts), 2), np.float32)
-        result[groups] = _gather(self._run(_match, rows, size, videos.graph_tokens), (num_texts, 2))
-        no_match, match = result.T
-        return match if as_logit else np.exp(match - np.logaddexp(no_match, match))
+        result[groups] = _gather(self._run(function, rows, size, videos.graph_tokens), (num_texts, 2))
+        return result
 
     def write_captions(
         self, clips: Iterable[np.ndarray], config: GenerationConfig, *, seed: int = 0
@@ -215,6 +238,22 @@ def _match_batch(model: STGT, params: Any, graph_tokens: jax.Array, ids: jax.Arr
     ids, mask = (rearrange(x, "b n s -> (b n) s") for x in (ids, mask))
     logits = _apply(model, params, graph_tokens, ids, mask, method="match")
     return rearrange(logits, "(b n) c -> b n c", b=len(graph_tokens))
+
+
+def _answer(
+    model: STGT, params: Any, graph_tokens: jax.Array, videos: jax.Array, ids: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """The best answer to n questions, [B, n, S], about each of B videos, and its probability: [B, n, 2]."""
+    return _answer_batch(model, params, graph_tokens[videos], ids, mask)
+
+
+@partial(jax.jit, static_argnums=0)
+def _answer_batch(model: STGT, params: Any, graph_tokens: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    ids, mask = (rearrange(x, "b n s -> (b n) s") for x in (ids, mask))
+    probabilities = jax.nn.softmax(_apply(model, params, graph_tokens, ids, mask, method="answer"))
+    # Numbers of answers are exact in float32, up to 16 million.
+    best = jnp.stack([probabilities.argmax(axis=1).astype(jnp.float32), probabilities.max(axis=1)], axis=1)
+    return rearrange(best, "(b n) two -> b n two", b=len(graph_tokens))
 
 
 @partial(jax.jit, static_argnums=(0, 2))

@@ -28,7 +28,14 @@ from stgt_jax.run_folder import PathLike, Run, folder_path, write_run
 
 WEIGHTS_NAME = "weights.safetensors"
 PRETRAINED = Path(__file__).parent / "pretrained"
-_SECTIONS = ("model", "preparation", "vocab_sha256", "random_parameters")  # of config.json
+_SECTIONS = (
+    "model",
+    "preparation",
+    "vocab_sha256",
+    "random_parameters",
+    "answers",
+    "question_length",
+)  # of config.json
 
 
 def export(run: Run, params: Any, folder: PathLike) -> None:

@@ -41,7 +41,7 @@ _FREE_ON_RESUME = (
 # Fields of the model that a second stage may set as it likes, and those it may set if the user says so.
 _FREE_ON_START = (
     *_ONLY_HOW, "model.dtype", "model.vision.freeze", "model.vision.open_blocks", "model.*.dropout",
-    "model.*.time_embed_std",
+    "model.*.time_embed_std", "model.num_answers",
 )  # fmt: skip
 _ALLOWED_ON_START = ("model.graph.sim_threshold", "model.num_frames")
 
@@ -81,6 +81,20 @@ class Run:
     def preparation(self) -> Preparation:
         """How its clips and captions were prepared. Raises STGTError where the file does not say."""
         return _from_json(Preparation, self._section("preparation"), self.folder / CONFIG_NAME, "preparation")
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answers that its model chooses among. Raises STGTError where it answers no questions."""
+        if not self.content.get("answers"):
+            raise STGTError(
+                f"'{self.folder}' has no list of answers; train it with `stgt finetune msrvtt_qa`, for example"
+            )
+        return tuple(self.content["answers"])
+
+    @property
+    def question_length(self) -> int:
+        """The tokens of a question. Raises STGTError where the file does not say."""
+        return self._section("question_length")
 
     @property
     def vocab_sha256(self) -> str:

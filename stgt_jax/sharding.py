@@ -56,15 +56,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES["clip"]))
 
 
-def batch_layout(mesh: Mesh) -> dict[str, NamedSharding]:
-    """The layout of a `Batch`: clips are split over data and fsdp, the frames of videos over sequence."""
-    video = NamedSharding(mesh, P(AXES["clip"], AXES["frame"]))
-    return {"video": video, "input_ids": batch_sharding(mesh), "attention_mask": batch_sharding(mesh)}
+def batch_layout(mesh: Mesh, *, answers: bool = False) -> dict[str, NamedSharding]:
+    """The layout of a `Batch`, with or without answers: clips are split over data and fsdp, frames over sequence."""
+    names = ("input_ids", "attention_mask", *(["answer"] if answers else []))
+    return {"video": NamedSharding(mesh, P(AXES["clip"], AXES["frame"])), **dict.fromkeys(names, batch_sharding(mesh))}
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
     """Puts this process's part of a batch on its devices, and returns the global batch."""
-    layout = batch_layout(mesh)
+    layout = batch_layout(mesh, answers="answer" in batch)
     return cast(
         Batch, {name: jax.make_array_from_process_local_data(layout[name], array) for name, array in batch.items()}
     )

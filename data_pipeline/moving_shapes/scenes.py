@@ -81,10 +81,39 @@ class Scene:
     @property
     def caption(self) -> str:
         """The event in at most 20 words."""
+        return WORDINGS[self.kind][self.wording].format(*itertools.chain.from_iterable(self._told))
+
+    @property
+    def questions(self) -> tuple[tuple[str, str], ...]:
+        """Questions about the clip, each with its answer of one word.
+
+        Those that begin with "where" or "which" have another answer when the clip is played backward.
+        """
+        told = self._told
+        (first, _), (last, _) = told[0], told[-1]
+        asked = [("how many shapes are there", "one" if len(told) == 1 else "two")]
+        for actor, motion in told:
+            name = f"{actor.colour} {actor.shape}"
+            asked.append((f"what shape is the {actor.colour} one", actor.shape))
+            if len({actor.shape for actor, _ in told}) == len(told):
+                asked.append((f"what colour is the {actor.shape}", actor.colour))
+            if motion in DIRECTIONS:
+                asked.append((f"where does the {name} move to", motion.rpartition(" ")[2]))
+            elif motion:
+                asked.append((f"which change does the {name} make", motion))
+        if len(told) == 2 and self.kind not in SYMMETRIC_KINDS:
+            asked += [("which colour comes first", first.colour), ("which colour comes last", last.colour)]
+            if first.shape != last.shape:
+                asked.append(("which shape comes first", first.shape))
+        return tuple(asked)
+
+    @property
+    def _told(self) -> list[tuple[Actor, str]]:
+        """Each actor with what it does, in the order of time."""
         told = list(zip(self.actors, self.motions, strict=True))
         if self.backward:
-            told = [(actor, _REVERSED[motion]) for actor, motion in reversed(told)]
-        return WORDINGS[self.kind][self.wording].format(*itertools.chain.from_iterable(told))
+            return [(actor, _REVERSED[motion]) for actor, motion in reversed(told)]
+        return told
 
     @property
     def group(self) -> str:

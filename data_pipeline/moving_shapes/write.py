@@ -1,4 +1,4 @@
-"""Writes the embedded data set `moving_shapes`: h264 clips of coloured shapes, and a caption file for each split."""
+"""Writes the embedded data set `moving_shapes`: h264 clips of coloured shapes, with captions and questions."""
 
 import csv
 import functools
@@ -37,11 +37,12 @@ def make_moving_shapes(
     num_frames: int = 24,
     progress: bool = True,
 ) -> dict[str, int]:
-    """Writes OUT/train and OUT/test: clips 000000.mp4, ... and captions.csv (columns video, caption, group).
+    """Writes OUT/train and OUT/test: clips 000000.mp4, ..., captions.csv and questions.csv.
 
-    Clips of one group differ only in the order of events; the group is empty if reversing the clip changes nothing. A
-    caption file is written after its last clip: if it exists, so do its clips. Several processes make large sets, so a
-    script must call this under `if __name__ == "__main__":`.
+    The columns are video, caption, group and video, question, answer. Clips of one group differ only in the order of
+    events; the group is empty if reversing the clip changes nothing. These files are written after the last clip: if
+    they exist, so do their clips. Several processes make large sets, so a script must call this under
+    `if __name__ == "__main__":`.
 
     Returns:
       The number of clips written: {"train": ..., "test": ...}.
@@ -93,10 +94,11 @@ def _write_clip(scene: Scene, path: Path) -> str:
 
 
 def _write_split(scenes: list[Scene], folder: Path, mapper: _Map, progress: bool) -> None:
-    captions = folder / "captions.csv"
+    captions, questions = folder / "captions.csv", folder / "questions.csv"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         captions.unlink(missing_ok=True)
+        questions.unlink(missing_ok=True)
         for earlier in folder.glob("[0-9]" * 6 + ".mp4"):  # there may have been more of them
             earlier.unlink()
     except OSError as error:
@@ -104,8 +106,14 @@ def _write_split(scenes: list[Scene], folder: Path, mapper: _Map, progress: bool
     paths = [folder / f"{i:06d}.mp4" for i in range(len(scenes))]
     names = mapper(_write_clip, scenes, paths)
     names = tqdm(names, desc=f"moving_shapes {folder.name}", total=len(scenes), unit="clip", disable=not progress)
-    rows = [(name, scene.caption, scene.group) for name, scene in zip(names, scenes, strict=True)]
-    with captions.open("w", newline="", encoding="utf-8") as file:
+    told = list(zip(names, scenes, strict=True))
+    asked = [(name, *pair) for name, scene in told for pair in scene.questions]
+    _write_rows(questions, ("video", "question", "answer"), asked)
+    _write_rows(captions, ("video", "caption", "group"), [(name, s.caption, s.group) for name, s in told])
+
+
+def _write_rows(path: Path, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("video", "caption", "group"))
+        writer.writerow(head)
         writer.writerows(rows)

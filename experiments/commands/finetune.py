@@ -6,7 +6,9 @@ from experiments.commands.pretrain import run_training
 from experiments.commands.values import Figures, Folder, RecipeFields
 from experiments.recipes import get_recipe
 
-Dataset = Literal["msrvtt", "msvd", "didemo", "lsmdc", "msrvtt_caption"]
+Dataset = Literal[
+    "msrvtt", "msvd", "didemo", "lsmdc", "msrvtt_caption", "msrvtt_qa", "msvd_qa", "moving_shapes_qa"
+]  # fmt: skip
 
 
 def finetune(
@@ -22,7 +24,7 @@ def finetune(
     heartbeat_timeout: int = 60,  # seconds after which a silent process counts as lost, and the others end
     fields: RecipeFields,
 ) -> Figures | None:
-    """Fine-tune a pre-trained model on a public data set, for retrieval or captioning.
+    """Fine-tune a pre-trained model on a public data set, for retrieval, captioning or questions.
 
     --weights.initial names the pre-trained model: a run, or what `stgt weights convert` wrote. After each pass over the
     captions the model is validated; the best checkpoint is named at the end. `stgt recipes finetune_DATASET` lists the

@@ -29,6 +29,7 @@ from experiments.commands.data_verify import data_verify
 from experiments.commands.demo import demo
 from experiments.commands.eval_captions import eval_captions
 from experiments.commands.eval_compare import eval_compare
+from experiments.commands.eval_qa import eval_qa
 from experiments.commands.eval_retrieval import eval_retrieval
 from experiments.commands.export import export
 from experiments.commands.finetune import finetune
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Command] = {
     "finetune": finetune,
     "eval retrieval": eval_retrieval,
     "eval captions": eval_captions,
+    "eval qa": eval_qa,
     "eval compare": eval_compare,
     "caption": caption,
     "export": export,

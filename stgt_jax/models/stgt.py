@@ -1,7 +1,7 @@
 """The whole model: ViT -> graph transformer -> Q-Former, and the heads that align video with text (paper Figure 1).
 
 Letters: B videos, T frames, L tokens per frame, D vision width, M graph tokens, Q queries, H Q-Former width,
-S text length, E alignment width, V vocabulary.
+S text length, E alignment width, V vocabulary, P video-text pairs, A answers.
 """
 
 import functools
@@ -43,6 +43,8 @@ class STGT(nn.Module):
         self.vision_proj = nn.Dense(config.embed_dim, dtype=dtype)
         self.text_proj = nn.Dense(config.embed_dim, dtype=dtype)
         self.itm_head = nn.Dense(2, dtype=dtype)
+        if config.num_answers:
+            self.answer_head = AnswerHead(config.num_answers, dtype)
         self.temperature = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
 
     @nn.nowrap
@@ -56,6 +58,8 @@ class STGT(nn.Module):
         out = self.encode_video(video) | self.encode_text(input_ids, attention_mask)
         out["match_logits"] = self.match(out["graph_tokens"], input_ids, attention_mask)
         out["decode_logits"] = self.decode(out["query_cache"], input_ids, attention_mask)
+        if self.config.num_answers:
+            out["answer_logits"] = self.answer(out["graph_tokens"], input_ids, attention_mask)
         return out
 
     def encode_frames(self, video: jax.Array) -> jax.Array:
@@ -115,6 +119,16 @@ class STGT(nn.Module):
         states = self.qformer.match(self.ln_vision(graph_tokens), input_ids, attention_mask, train=train)
         return self.itm_head(states).astype(jnp.float32).mean(axis=1)
 
+    def answer(
+        self, graph_tokens: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
+    ) -> jax.Array:
+        """Scores the answers to questions: inputs as for `match` -> logits [P, A] float32 (docs/model.md section 5.3).
+
+        The question and the queries run in the matching pattern; the head sees the mean of the query states.
+        """
+        states = self.qformer.match(self.ln_vision(graph_tokens), input_ids, attention_mask, train=train)
+        return self.answer_head(states.mean(axis=1)).astype(jnp.float32)
+
     def decode(
         self, query_cache: QueryCache, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
     ) -> jax.Array:
@@ -126,6 +140,18 @@ class STGT(nn.Module):
     ) -> jax.Array:
         """One token [B] of `decode`, with the variables "cache": -> logits [B, V]; see `QFormer.decode_step`."""
         return self.qformer.decode_step(query_cache, tokens, position, length=length)
+
+
+class AnswerHead(nn.Module):
+    """Linear, ReLU, linear, with twice the width between: [P, H] -> logits of A answers [P, A]."""
+
+    num_answers: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, states: jax.Array) -> jax.Array:
+        y = nn.relu(nn.Dense(2 * states.shape[-1], dtype=self.dtype, name="up")(states))
+        return nn.Dense(self.num_answers, dtype=self.dtype, name="down")(y)
 
 
 def init_params(model: STGT, rng: jax.Array) -> Any:

@@ -19,7 +19,10 @@ from stgt_jax.config import TrainConfig
 from stgt_jax.train.json_lines import JsonLines, lines_until
 from stgt_jax.train.performance import Goodput, StepTimer, step_figures
 
-_IN_BAR = {"loss": "loss", "accuracy_v2t": "v2t", "accuracy_t2v": "t2v", "accuracy_vtm": "vtm", "learning_rate": "lr"}
+_IN_BAR = {
+    "loss": "loss", "accuracy_v2t": "v2t", "accuracy_t2v": "t2v", "accuracy_vtm": "vtm", "accuracy_answer": "answers",
+    "learning_rate": "lr",
+}  # fmt: skip
 
 
 class RunLog:

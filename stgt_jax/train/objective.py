@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from einops import rearrange
 
 from stgt_jax.batch import Batch
@@ -60,9 +61,11 @@ def matching_triples(
 
 
 def losses(model: STGT, params: Any, batch: Batch, rng: jax.Array, config: LossConfig) -> Losses:
-    """The losses of the objective that `config` names, in training; see `stgt_losses` and `caption_losses`."""
+    """The losses of the objective that `config` names, in training: one of the three functions below."""
     if config.objective == "captioning":
         return caption_losses(model, params, batch, rng, config, train=True)
+    if config.objective == "answering":
+        return answer_losses(model, params, batch, rng, train=True)
     return stgt_losses(model, params, batch, rng, config, train=True)
 
 
@@ -80,6 +83,31 @@ def caption_losses(
     )
     loss = _generation_loss(model, params, video["query_cache"], batch, text_rng, config, train=train)
     return loss, {"loss": loss, "loss_vtg": loss}
+
+
+def answer_losses(model: STGT, params: Any, batch: Batch, rng: jax.Array, *, train: bool) -> Losses:
+    """The cross-entropy of the answers, over the questions whose answer is listed (docs/model.md section 5.3).
+
+    The other arguments are those of `stgt_losses`; the texts of the batch are questions.
+
+    Returns:
+      (loss, {"loss", "accuracy_answer", "listed"}), scalars; "listed" is the share of questions that count. An answer
+      that is not listed is wrong in the accuracy.
+    """
+    video_rng, text_rng = jax.random.split(rng)
+    tokens = model.apply(
+        {"params": params}, batch["video"], train=train, method="encode_video", rngs={"dropout": video_rng}
+    )["graph_tokens"]
+    logits = model.apply(
+        {"params": params}, tokens, batch["input_ids"], batch["attention_mask"],
+        train=train, method="answer", rngs={"dropout": text_rng},
+    )  # fmt: skip
+    answer = batch["answer"]
+    listed = answer >= 0
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(answer, 0))
+    loss = jnp.where(listed, losses, 0.0).sum() / jnp.maximum(listed.sum(), 1)
+    accuracy = (logits.argmax(axis=1) == answer).mean()
+    return loss, {"loss": loss, "accuracy_answer": accuracy, "listed": listed.mean()}
 
 
 def _generation_loss(

@@ -57,7 +57,7 @@ def make_train_step(
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))
     return jax.jit(
         train_step,
-        in_shardings=(layout, batch_layout(mesh)),
+        in_shardings=(layout, batch_layout(mesh, answers=config.loss.objective == "answering")),
         out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
     )
@@ -86,7 +86,8 @@ def _mean_gradients(
         return jax.tree.map(jnp.add, total, gradients), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    microbatches = jax.tree.map(functools.partial(_microbatches, steps), batch, batch_layout(mesh))
+    layout = batch_layout(mesh, answers="answer" in batch)
+    microbatches = jax.tree.map(functools.partial(_microbatches, steps), batch, layout)
     total, metrics = jax.lax.scan(accumulate, zeros, (jnp.arange(steps), microbatches))
     return jax.tree.map(lambda g: g / steps, total), jax.tree.map(jnp.mean, metrics)
 

@@ -1,5 +1,6 @@
 """The weights that training starts from: random ones, those of an earlier stage, or an encoder's or a Q-Former's."""
 
+import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from stgt_jax.train.checkpoint import PathLike, is_own, load_params, load_saved_
 
 # Records in the folder of a run and of a converted model, and their key for the files of other projects.
 ORIGINS_NAME, CONVERSION_NAME, OTHERS = "weights.json", "conversion.json", "weights_of_others"
+HEAD = "answer_head"  # for questions
 # What of the model's top level each field of WeightsConfig replaces.
 PARTS = {
     "vision": ("vision",),
@@ -64,11 +66,14 @@ def initial_params(weights: WeightsConfig, model: ModelConfig, seed: int, mesh: 
     """
     given = {part: path for part, path in (("vision", weights.vision), ("qformer", weights.qformer)) if path}
     replaced = {name for part in given for name in PARTS[part]}
+    origins: dict[str, Any] = dict.fromkeys(param_shapes(STGT(model)), weights.initial or "random")
     if weights.initial:
-        params = load_params(weights.initial, model, mesh)
+        params, head = _load_all_but_head(weights.initial, model, mesh), {name for name in (HEAD,) if name in origins}
+        if head:
+            params |= _random_params(STGT(model), seed, mesh, without=origins.keys() - head)
+        origins |= dict.fromkeys(head, "random")
     else:
         params = _random_params(STGT(model), seed, mesh, without=replaced)
-    origins: dict[str, Any] = dict.fromkeys(param_shapes(STGT(model)), weights.initial or "random")
     for part, path in given.items():
         if is_own(path) or not is_weights(path):
             params = {**params, **_load_part(part, path, model, mesh)}
@@ -82,6 +87,12 @@ def initial_params(weights: WeightsConfig, model: ModelConfig, seed: int, mesh: 
     for path in filter(None, (weights.initial, *given.values())):
         others += weights_of_others(path) if is_own(path) else []
     return params, origins | {OTHERS: list(dict.fromkeys(others))}
+
+
+def _load_all_but_head(path: PathLike, model: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """The parameters of a checkpoint without its head for questions, whose answers are of other data."""
+    saved = dataclasses.replace(model, num_answers=read_run(path).model.num_answers)
+    return {name: tree for name, tree in load_params(path, saved, mesh).items() if name != HEAD}
 
 
 def weights_of_others(folder: PathLike) -> list[str]:

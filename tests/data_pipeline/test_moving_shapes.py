@@ -60,7 +60,7 @@ def test_worker_processes_write_the_same_files(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     make_moving_shapes(tmp_path / "together", **SMALL)
     files = sorted(path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*.*"))
-    assert len(files) == 24 + 16 + 2
+    assert len(files) == 24 + 16 + 2 * 2
     for file in files:
         assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "together" / file).read_bytes()
 

@@ -1,5 +1,6 @@
 """The pairs that matching sees, and the sum of the losses."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from models_for_tests import tiny
 
 from stgt_jax.config import LossConfig
 from stgt_jax.models.stgt import STGT
-from stgt_jax.train.objective import caption_losses, matching_triples, stgt_losses
+from stgt_jax.train.objective import answer_losses, caption_losses, matching_triples, stgt_losses
 
 
 def test_triples_are_own_text_another_video_another_text() -> None:
@@ -41,3 +42,26 @@ def test_total_is_the_sum() -> None:
     expected = metrics["loss_contrastive"] + metrics["loss_vtm"] + metrics["loss_vtg"]
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert 0 <= metrics["accuracy_vtm"] <= 1
+
+
+@pytest.mark.slow
+def test_only_listed_answers_train() -> None:
+    model, rng = STGT(dataclasses.replace(tiny(), num_answers=3)), np.random.default_rng(0)
+    batch = {
+        "video": jnp.asarray(rng.integers(0, 256, (4, 4, 32, 32, 3), np.uint8)),
+        "input_ids": jnp.asarray(rng.integers(5, 60, (4, 8), np.int32)),
+        "attention_mask": jnp.ones((4, 8), jnp.int32),
+    }
+
+    @jax.jit
+    def run(answer: jax.Array) -> Any:
+        params = model.init(jax.random.key(0), **batch)["params"]
+        tokens = model.apply({"params": params}, batch["video"], method="encode_video")["graph_tokens"]
+        logits = model.apply({"params": params}, tokens, batch["input_ids"], batch["attention_mask"], method="answer")
+        return logits, *answer_losses(model, params, batch | {"answer": answer}, jax.random.key(1), train=False)
+
+    logits, loss, metrics = run(jnp.array([2, -1, 0, -1]))
+    log_probabilities = jax.nn.log_softmax(logits)
+    np.testing.assert_allclose(loss, -(log_probabilities[0, 2] + log_probabilities[2, 0]) / 2, rtol=1e-6)
+    assert metrics["listed"] == 0.5 and metrics["accuracy_answer"] <= 0.5
+    assert run(jnp.full(4, -1))[1] == 0.0

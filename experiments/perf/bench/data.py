@@ -129,11 +129,12 @@ def _input_wait(settings: DataSettings, folder: Path) -> float:
     As in training, the loop takes a batch while the devices compute the step before, and runs ahead of them by one.
     """
     config = dataclasses.replace(DATA, shards=str(folder / "jpeg"), num_workers=settings.num_workers)
-    sizes = {"num_frames": settings.num_frames, "image_size": settings.image_size}
     seconds = settings.step_milliseconds / 1000
     num_steps = max(5, round(settings.repeats * settings.seconds / seconds))
     running = _SimulatedStep(0.0)
-    with train_loader(config, "train", settings.step_batch_size, 0, **sizes) as batches, StepTimer() as timer:
+    frames, size = settings.num_frames, settings.image_size
+    loader = train_loader(config, "train", settings.step_batch_size, 0, num_frames=frames, image_size=size)
+    with loader as batches, StepTimer() as timer:
         for number in range(NUM_FIRST_STEPS + num_steps):
             with timer.waiting_for_input():
                 next(batches)
@@ -228,8 +229,8 @@ def _peak_megabytes() -> float:
 def _reader(name: str, settings: DataSettings, folder: Path, videos: list[Path]) -> Any:
     if name in OURS:
         config = dataclasses.replace(DATA, shards=str(folder / OURS[name]))
-        sizes = {"num_frames": settings.num_frames, "image_size": settings.image_size}
-        return train_loader(config, "train", settings.batch_size, 0, **sizes)
+        frames, size = settings.num_frames, settings.image_size
+        return train_loader(config, "train", settings.batch_size, 0, num_frames=frames, image_size=size)
     if name == "PyTorch DataLoader":
         return _torch_loader(settings, videos)
     resize = _swscale if name == "PyAV and swscale" else _pillow
