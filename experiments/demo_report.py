@@ -17,6 +17,7 @@ from data_pipeline.storage import local_path
 from experiments.evaluate import captioning, retrieval
 from experiments.pictures import Pictures, collect_pictures
 from experiments.report import ReportInputs, read_curve, write_report
+from experiments.results import read_results
 from experiments.steps import read_json
 from stgt_jax.api import load
 from stgt_jax.config import GenerationConfig, ModelConfig
@@ -73,10 +74,21 @@ def _inputs(workdir: Path, results: Mapping[str, RetrievalResult], captions: Cap
         gallery=_gallery(data, model.config, results["frames in order"].video_ids),
         pictures=_pictures(data, model.encoder),
         captions=captions,
+        answering=_answering(workdir),
         curves={stage: read_curve(workdir / stage / "metrics.jsonl") for stage in STAGES},
         ablation=read_json(ablation)["arms"] if ablation.exists() else {},
         counts=counts,
     )
+
+
+def _answering(workdir: Path) -> dict[str, Any]:
+    """Returns the accuracies in the results files of `stgt eval qa`, WORKDIR/qa/test.json and test_shuffled.json."""
+    files = {"frames in order": "test.json", "frames shuffled": "test_shuffled.json"}
+    found = {
+        name: read_results(workdir / "qa" / file) for name, file in files.items() if (workdir / "qa" / file).exists()
+    }
+    controls = next(iter(found.values()))["controls"] if found else {}
+    return {name: content["accuracy"] for name, content in found.items()} | controls
 
 
 def _gallery(data: DataConfig, config: ModelConfig, video_ids: tuple[str, ...]) -> np.ndarray:

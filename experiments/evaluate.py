@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import eval_batches
-from data_pipeline.questions import question_tokenizer, read_questions
+from data_pipeline.questions import choose_answers, question_tokenizer, read_answers, read_questions
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, list_splits, open_shards
 from data_pipeline.tokenizer import decode, load_tokenizer
 from experiments.cache_tokens import check_tokens
@@ -34,6 +34,7 @@ from stgt_jax.storage import check_storage
 
 FRAME_SHUFFLE_SEED = 0
 TRAIN_SPLIT = "train"
+QUESTION_LENGTH, ANSWER_LENGTH = 44, 8  # tokens at most, where answers are chosen by likelihood
 _log = logging.getLogger("stgt_jax")
 
 
@@ -116,6 +117,9 @@ def answering(
     *,
     split: str,
     batch_size: int,
+    answers: str = "",
+    num_answers: int = 1500,
+    num_candidates: int = 0,
     dtype: Computation = "float32",
     shuffle_frames: bool = False,
     results: str | Path | None = None,
@@ -127,6 +131,10 @@ def answering(
       shards: folder of a shard set.
       split: of the shard set.
       batch_size: clips encoded at a time.
+      answers: file of the answers to choose among by likelihood; by default those of the model's head, or without one
+        the most frequent ones of the training split.
+      num_answers: of these.
+      num_candidates: if not 0, answers are chosen by their likelihood (`models.answer_ranking`), not by the head.
       dtype: of the computation.
       shuffle_frames: shuffle the frames of every clip.
       results: results file to write (`experiments.results`).
@@ -140,17 +148,30 @@ def answering(
     """
     run = read_run(model_folder(checkpoint))
     subject = _open(checkpoint, shards, split, batch_size, dtype, shuffle_frames)
-    answers, tokenize = run.answers, question_tokenizer(str(shards), run.question_length)
-    result = evaluate_answers(subject.encoder, subject.batches, tokenize, answers)
+    options: dict[str, Any] = {}
+    if num_candidates:
+        options = {"by": "likelihood", "answers": answers, "num_answers": num_answers, "candidates": num_candidates}
+        known = read_answers(answers) if answers else _answers_of(run, shards, num_answers)
+        length = min(QUESTION_LENGTH, run.model.qformer.max_text_length - ANSWER_LENGTH)
+    else:
+        known, length = run.answers, run.question_length
+    tokenize = question_tokenizer(str(shards), length)
+    result = evaluate_answers(subject.encoder, subject.batches, tokenize, known, num_candidates=num_candidates)
     rows = {"the model": accuracy_by_type(result.questions, result.is_right)}
     if TRAIN_SPLIT in list_splits(shards) and split != TRAIN_SPLIT:
-        known = read_questions(open_shards(shards, TRAIN_SPLIT)).by_question
-        guessed = most_frequent_answers(result.questions, known)
+        asked = read_questions(open_shards(shards, TRAIN_SPLIT)).by_question
+        guessed = most_frequent_answers(result.questions, asked)
         right = np.array([a == b for a, b in zip(guessed, result.right_answers, strict=True)])
         rows["the question alone"] = accuracy_by_type(result.questions, right)
     if results is not None:
-        write_json(results, describe_answering(result, rows, subject))
+        write_json(results, describe_answering(result, rows, subject, options))
     return result, rows
+
+
+def _answers_of(run: Run, shards: str | Path, num_answers: int) -> tuple[str, ...]:
+    if run.content.get("answers"):
+        return run.answers
+    return choose_answers(read_questions(open_shards(shards, TRAIN_SPLIT)), num_answers)
 
 
 def _open(

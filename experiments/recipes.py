@@ -178,7 +178,7 @@ def finetune_msrvtt_caption() -> Recipe:
 def _finetune_qa(num_answers: int) -> Recipe:
     """Fine-tuning for video question answering: the answers are classes, the head is new.
 
-    The release has no such class (docs/model.md section 5.3). Rates, weight decay, length and float32 are those of its
+    The release has no such class (docs/model.md section 5.4). Rates, weight decay, length and float32 are those of its
     nearest relative, AlproQA; its batch of 24 clips is taken for each of eight GPUs.
     """
     recipe = _finetune(num_epochs=10)
@@ -213,11 +213,11 @@ def finetune_moving_shapes_qa() -> Recipe:
     recipe = moving_shapes_stage1()
     train = dataclasses.replace(
         recipe.train,
-        num_steps=1200,
+        num_steps=1600,
         eval_every=400,
         best_metric="answer_accuracy",
         loss=LossConfig(objective="answering"),
-        optimizer=OptimizerConfig(peak_learning_rate=4e-4, warmup_steps=50, clip_norm=1.0),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=100, clip_norm=1.0),
     )
     return dataclasses.replace(
         recipe,

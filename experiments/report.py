@@ -35,6 +35,7 @@ class ReportInputs:
     gallery: np.ndarray | None = None  # [V, T, H, W, 3] uint8, in the order of retrieval.video_ids
     pictures: Pictures | None = None
     captions: CaptioningResult | None = None  # of clips of the gallery
+    answering: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)  # `accuracy_by_type`
     curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)  # stage -> `read_curve`
     ablation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arm -> `RetrievalResult.to_dict`
     counts: Mapping[str, Any] = field(default_factory=dict)  # label -> number or text, about the data and the run
@@ -58,6 +59,7 @@ def write_report(path: str | Path, inputs: ReportInputs) -> Path:
         _time_order(inputs),
         _top_hits(inputs),
         _captions(inputs),
+        _answering(inputs.answering),
         _graph(inputs.pictures),
         _similarities(inputs),
         _curves(inputs),
@@ -181,6 +183,20 @@ def _captions(inputs: ReportInputs) -> str:
         f" {metrics['bleu_4']:.1f}, ROUGE-L {metrics['rouge_l']:.1f}, CIDEr-D {metrics['cider_d']:.1f}."
     )
     return _section("Captions", note, f"<div class='hits'>{''.join(rows)}</div>")
+
+
+def _answering(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    if not rows:
+        return ""
+    types = next(iter(rows.values()))
+    counts = ["questions", *(str(of_type["questions"]) for of_type in types.values())]
+    cells = [[name, *(row[kind]["accuracy"] for kind in types)] for name, row in rows.items()]
+    note = (
+        "Percentage of right answers, by the first word of the question. Questions that begin with “where” or “which”"
+        " have another answer when the clip is played backward. The question alone: the most frequent training answer"
+        " to the same question, the best that a model can do that never sees a clip."
+    )
+    return _section("Questions", note, _table(["", *types], [counts, *cells]))
 
 
 def _queries(result: RetrievalResult) -> np.ndarray:

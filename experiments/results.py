@@ -91,7 +91,10 @@ def describe_captioning(result: CaptioningResult, subject: Subject, options: Map
 
 
 def describe_answering(
-    result: AnsweringResult, rows: Mapping[str, Mapping[str, Mapping[str, float]]], subject: Subject
+    result: AnsweringResult,
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]],
+    subject: Subject,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the content of a results file of question answering: all figures, and "items", a line a question."""
     items = [
@@ -109,7 +112,7 @@ def describe_answering(
         )
     ]  # fmt: skip
     return {
-        **_describe_subject(QUESTIONS, subject, {}),
+        **_describe_subject(QUESTIONS, subject, {name: value for name, value in options.items() if value}),
         **result.to_dict(),
         "controls": {name: row for name, row in rows.items() if name != "the model"},
         "seconds": result.seconds,

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data_pipeline.config import FrameShape, TextCleaning
 from data_pipeline.moving_shapes import make_moving_shapes
 from data_pipeline.prepare import ClipReader, Video, list_videos
-from data_pipeline.text_cleaning import clean_caption
+from data_pipeline.text_cleaning import clean_caption, clean_question
 from data_pipeline.tokenizer import SPECIAL_TOKENS, decode, encode, load_tokenizer, make_tokenizer, num_tokens
 from stgt_jax.checks import did_you_mean
 from stgt_jax.config import GenerationConfig, MeshConfig, ModelConfig
@@ -83,8 +83,9 @@ def load(model: Weights | list[Weights] | tuple[Weights, ...], *, batch_size: in
     check_storage(folder)
     run = read_run(folder)
     encoder = Encoder(run.model, load_params(folder, run.model, mesh), mesh=mesh, batch_size=batch_size)
+    answering = (run.answers, run.question_length) if run.content.get("answers") else ()
     random = run.content.get("random_parameters", ())
-    return Model(os.fspath(model), encoder, load_tokenizer(run.vocab_file), run.preparation, random)
+    return Model(os.fspath(model), encoder, load_tokenizer(run.vocab_file), run.preparation, random, *answering)
 
 
 def _load_converted(
@@ -124,6 +125,7 @@ class Model:
     Attributes:
       config: ModelConfig, the sizes of the model.
       params: its parameters, nested dicts of jax.Array.
+      answers: what it chooses among as an answer to questions; empty if it answers none.
       encoder: Encoder, which does the same for arrays of frames and token ids.
     """
 
@@ -134,10 +136,14 @@ class Model:
         tokenizer: BertWordPieceTokenizer,
         preparation: Preparation,
         random_parameters: Sequence[str] = (),
+        answers: Sequence[str] = (),
+        question_length: int = 0,
     ) -> None:
         self.config: ModelConfig = encoder.model.config
         self.params: Any = encoder.params
         self.encoder = encoder
+        self.answers = tuple(answers)
+        self._question_length = question_length  # tokens
         self._name = name
         self._random = random_parameters  # that a conversion drew, as no source had them
         self._tokenizer = tokenizer
@@ -250,6 +256,28 @@ class Model:
             generation = GenerationConfig("greedy", min_length=0, max_length=self._max_text_length)
         captions, _ = self.encoder.write_captions(self._clips(videos), generation, seed=seed)
         return [[decode(self._tokenizer, caption) for caption in of_video] for of_video in captions]
+
+    def answer(self, videos: Videos, question: str) -> list[str]:
+        """Answers a question about each video, if the model was fine-tuned on questions (`stgt finetune msrvtt_qa`).
+
+        Returns:
+          V answers, each one of those that the model knows, `answers`.
+
+        Raises:
+          STGTError: the model answers no questions, or the question is not a str.
+        """
+        if not self.answers:
+            raise STGTError(f"{self._name} answers no questions; fine-tune it on some, as by `stgt finetune msrvtt_qa`")
+        if not isinstance(question, str):
+            raise STGTError(f"question is {question!r:.40} of type {type(question).__name__}; give a str")
+        text = clean_question(question, self._clean_text)
+        ids, mask = encode(self._tokenizer, [text], self._question_length)
+        clips, found = self._clips(videos), list[str]()
+        while batch := list(itertools.islice(clips, self.encoder.batch_size)):
+            encoded = self.encoder.encode_videos(batch)
+            numbers, _ = self.encoder.answer(encoded, ids, mask, [(row, 0) for row in range(len(batch))])
+            found += [self.answers[number] for number in numbers]
+        return found
 
     def read_clip(self, path: str | os.PathLike[str], times: tuple[float, float] | None = None) -> np.ndarray:
         """Reads a video file, or the part of it from `times[0]` to `times[1]` seconds, as the model sees it.

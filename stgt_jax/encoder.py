@@ -27,6 +27,7 @@ from stgt_jax.checks import check
 from stgt_jax.config import Dtype, GenerationConfig, ModelConfig
 from stgt_jax.contrastive import similarity
 from stgt_jax.errors import STGTError
+from stgt_jax.models.answer_ranking import TokenizedAnswers, rank_answers
 from stgt_jax.models.generation import generate
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.graph_attention import adjacency
@@ -122,6 +123,33 @@ class Encoder:
         found = self._of_pairs(_answer, videos, input_ids, attention_mask, pairs)
         return found[:, 0].astype(np.int64), found[:, 1]
 
+    def rank_answers(
+        self,
+        videos: EncodedVideos,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        pairs: Iterable[tuple[int, int]],
+        answers: TokenizedAnswers,
+        *,
+        num_candidates: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Answers P questions like `answer`, by the likelihood of each answer (`models.answer_ranking`).
+
+        The probability is the answer's share among its candidates.
+
+        Raises:
+          STGTError: a question and an answer together have more tokens than the model reads.
+        """
+        longest, needed = self.model.config.qformer.max_text_length, input_ids.shape[1] + answers.ids.shape[1]
+        check(
+            needed <= longest,
+            f"a question and an answer have up to {needed} tokens, and the model reads {longest}"
+            " (qformer.max_text_length); shorten the questions",
+        )
+        function = partial(_rank, answers, num_candidates)
+        found = self._of_pairs(function, videos, input_ids, attention_mask, pairs, share=num_candidates)
+        return found[:, 0].astype(np.int64), found[:, 1]
+
     def _of_pairs(
         self,
         function: Callable[..., Any],
@@ -129,11 +157,16 @@ class Encoder:
         input_ids: np.ndarray,
         attention_mask: np.ndarray,
         pairs: Iterable[tuple[int, int]],
+        *,
+        share: int = 1,
     ) -> np.ndarray:
-        """The two results of `function` for each of P pairs, float32 [P, 2]; a video's pairs are computed together."""
+        """The two results of `function` for each of P pairs, float32 [P, 2]; a video's pairs are computed together.
+
+        A batch holds a `share`-th of the usual number of pairs, but at least one group of them.
+        """
         videos_and_texts = np.array(list(pairs), np.int32).reshape(-1, 2)
         groups, num_texts = _group_by_video(videos_and_texts[:, 0])
-        size = _round_up(max(1, PAIRS_PER_CLIP * self.batch_size // num_texts), self._num_devices)
+        size = _round_up(max(1, PAIRS_PER_CLIP * self.batch_size // (num_texts * share)), self._num_devices)
         rows = ((videos_and_texts[group[0], 0], *(x[videos_and_texts[group, 1]] for x in (input_ids, attention_mask)))
                 for group in groups)  # fmt: skip
         result = np.zeros((len(videos_and_texts), 2), np.float32)
@@ -253,6 +286,25 @@ def _answer_batch(model: STGT, params: Any, graph_tokens: jax.Array, ids: jax.Ar
     probabilities = jax.nn.softmax(_apply(model, params, graph_tokens, ids, mask, method="answer"))
     # Numbers of answers are exact in float32, up to 16 million.
     best = jnp.stack([probabilities.argmax(axis=1).astype(jnp.float32), probabilities.max(axis=1)], axis=1)
+    return rearrange(best, "(b n) two -> b n two", b=len(graph_tokens))
+
+
+def _rank(
+    answers: TokenizedAnswers, num_candidates: int, model: STGT, params: Any, graph_tokens: jax.Array,
+    videos: jax.Array, ids: jax.Array, mask: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """Like `_answer`, by the likelihood of each answer."""
+    return _rank_batch(model, params, graph_tokens[videos], ids, mask, answers, num_candidates)
+
+
+@partial(jax.jit, static_argnums=(0, 6))
+def _rank_batch(
+    model: STGT, params: Any, graph_tokens: jax.Array, ids: jax.Array, mask: jax.Array, answers: TokenizedAnswers,
+    num_candidates: int,
+) -> jax.Array:  # fmt: skip
+    ids, mask = (rearrange(x, "b n s -> (b n) s") for x in (ids, mask))
+    candidates, scores = rank_answers(model, params, graph_tokens, ids, mask, answers, num_candidates)
+    best = jnp.stack([candidates[:, 0].astype(jnp.float32), jax.nn.softmax(scores)[:, 0]], axis=1)
     return rearrange(best, "(b n) two -> b n two", b=len(graph_tokens))
 
 

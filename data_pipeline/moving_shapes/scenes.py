@@ -95,10 +95,11 @@ class Scene:
         for actor, motion in told:
             name = f"{actor.colour} {actor.shape}"
             asked.append((f"what shape is the {actor.colour} one", actor.shape))
-            if len({actor.shape for actor, _ in told}) == len(told):
+            if first.shape != last.shape or len(told) == 1:
                 asked.append((f"what colour is the {actor.shape}", actor.colour))
             if motion in DIRECTIONS:
-                asked.append((f"where does the {name} move to", motion.rpartition(" ")[2]))
+                _, start, _, end = motion.split()  # from left to right
+                asked += [(f"where does the {name} come from", start), (f"where does the {name} move to", end)]
             elif motion:
                 asked.append((f"which change does the {name} make", motion))
         if len(told) == 2 and self.kind not in SYMMETRIC_KINDS:

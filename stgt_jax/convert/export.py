@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from stgt_jax.config import ModelConfig
 from stgt_jax.convert.names import HUGGING_FACE, from_reference_name
-from stgt_jax.convert.own import under_reference_names
+from stgt_jax.convert.own import under_reference_names, without_reference_name
 from stgt_jax.convert.stored_tensor import StoredTensor
 from stgt_jax.errors import STGTError
 
@@ -42,10 +42,11 @@ def export_weights(
             " release's code reads"
         )
     tensors = under_reference_names(str(folder), config, parameters)
-    left_out: list[str] = []
+    left_out = without_reference_name(config, parameters)
     notes: list[str] = []
     if naming == "hugging_face":
-        tensors, left_out = _hugging_face(tensors)
+        tensors, no_place = _hugging_face(tensors)
+        left_out += no_place
         if config.ln_vision_epsilon != config.vision.norm_epsilon:
             notes.append(
                 f"Hugging Face has one epsilon for the ViT and the LayerNorm after it: the latter's"

@@ -36,7 +36,15 @@ def own_source(path: str, config: ModelConfig, parameters: Mapping[str, StoredTe
         "graph_variant": config.graph.variant,
     }
     names = {name: " ".join(dict.fromkeys(leaf.path for leaf in of_name)) for name, of_name in _by_name(config).items()}
-    return Source(path, "stgt_jax", tensors, names, {}, settings)
+    left_out = dict.fromkeys(
+        without_reference_name(config, parameters), "the head for questions, whose answers are fixed"
+    )
+    return Source(path, "stgt_jax", tensors, names, left_out, settings)
+
+
+def without_reference_name(config: ModelConfig, parameters: Mapping[str, StoredTensor]) -> list[str]:
+    """Returns the paths of the parameters that the reference has no name for: those of the head for questions."""
+    return sorted(parameters.keys() - {leaf.path for leaf in leaves(config)})
 
 
 def under_reference_names(

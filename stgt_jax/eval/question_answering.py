@@ -1,18 +1,21 @@
 """Question answering with a trained model: answers to all questions of a split, right only if they equal word for word.
 
-docs/model.md section 5.3.
+docs/model.md section 5.4.
 """
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
+from stgt_jax.models.answer_ranking import TokenizedAnswers
 
 TYPES = ("what", "who", "how", "when", "where", "which")  # first words of a question; all others are "other"
 
@@ -53,28 +56,38 @@ class AnsweringResult:
 
 
 def evaluate_answers(
-    encoder: Encoder, batches: Iterable[Mapping[str, Any]], tokenize: Tokenize, answers: Sequence[str]
+    encoder: Encoder,
+    batches: Iterable[Mapping[str, Any]],
+    tokenize: Tokenize,
+    answers: Sequence[str],
+    *,
+    num_candidates: int = 0,
 ) -> AnsweringResult:
     """Answers every question of the batches.
 
     Args:
-      encoder: of a model with a head for questions.
+      encoder: of a model; with a head for questions, or `num_candidates`.
       batches: evaluation batches, see `evaluate_retrieval`; with the questions of their clips, in any number N:
         question and answer [N] str, and question_row [N], the clip that each belongs to.
       tokenize: of questions.
-      answers: that the head chooses among, in their order.
+      answers: that the model chooses among; for the head in its order.
+      num_candidates: if not 0, answers are chosen by their likelihood, so many of them by all their tokens.
 
     Raises:
       STGTError: there is no question.
     """
     start = time.perf_counter()
+    choose = encoder.answer
+    if num_candidates:
+        tokenized = tokenize_answers(answers, tokenize, encoder.model.config.qformer.sep_token_id)
+        choose = functools.partial(encoder.rank_answers, answers=tokenized, num_candidates=num_candidates)
     video_ids, questions, right, given, probabilities = [list[Any]() for _ in range(5)]
     for batch in batches:
         if not len(batch["question"]):
             continue
         videos = encoder.encode_videos(batch["video"][batch["valid"]])
         ids, mask = tokenize(batch["question"].tolist())
-        best, probability = encoder.answer(videos, ids, mask, zip(batch["question_row"], range(len(ids)), strict=True))
+        best, probability = choose(videos, ids, mask, zip(batch["question_row"], range(len(ids)), strict=True))
         video_ids += batch["video_id"][batch["question_row"]].tolist()
         questions += batch["question"].tolist()
         right += batch["answer"].tolist()
@@ -86,6 +99,15 @@ def evaluate_answers(
         tuple(video_ids), tuple(questions), tuple(right), tuple(given), np.array(probabilities, np.float32),
         frozenset(answers), time.perf_counter() - start,
     )  # fmt: skip
+
+
+def tokenize_answers(answers: Sequence[str], tokenize: Tokenize, sep_token_id: int) -> TokenizedAnswers:
+    """Returns the answers' tokens with [SEP], which `tokenize` puts behind them, and without [CLS]."""
+    ids, mask = (x[:, 1:] for x in tokenize(answers))
+    longest = int(mask.sum(axis=1).max())
+    if not (ids[np.arange(len(ids)), mask.sum(axis=1) - 1] == sep_token_id).all():
+        raise STGTError("the tokenizer of the shards has another [SEP] than the model")
+    return TokenizedAnswers(jnp.asarray(ids[:, :longest]), jnp.asarray(mask[:, :longest]))
 
 
 def accuracy_by_type(questions: Sequence[str], is_right: np.ndarray) -> dict[str, dict[str, float]]:

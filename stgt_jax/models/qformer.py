@@ -209,13 +209,26 @@ class QFormer(nn.Module):
         return streams.queries
 
     def decode(
-        self, cache: QueryCache, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
+        self,
+        cache: QueryCache,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
-        """Grounded generation: a cache, ids and mask [B, S] -> next-token logits [B, S, V], float32."""
+        """Grounded generation: a cache, ids and mask [B, S] -> next-token logits [B, S, V], float32.
+
+        With `positions` [B, R] only those after these tokens, [B, R, V]: the head costs more than the layers do.
+        """
         mask = generation_mask(attention_mask, self.config.num_queries)
         streams = Streams(None, self._text(input_ids, train))
         streams, _ = self._layers(streams, cache=cache, mask=mask, train=train)
-        return self._next_token(streams.text)
+        text = streams.text
+        if positions is not None:
+            assert text is not None
+            text = jnp.take_along_axis(text, positions[..., None], axis=1)
+        return self._next_token(text)
 
     def decode_step(
         self, cache: QueryCache | None, tokens: jax.Array, position: jax.Array | int, *, length: int

@@ -122,18 +122,31 @@ class STGT(nn.Module):
     def answer(
         self, graph_tokens: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
     ) -> jax.Array:
-        """Scores the answers to questions: inputs as for `match` -> logits [P, A] float32 (docs/model.md section 5.3).
+        """Scores the answers to questions: inputs as for `match` -> logits [P, A] float32 (docs/model.md section 5.4).
 
         The question and the queries run in the matching pattern; the head sees the mean of the query states.
         """
         states = self.qformer.match(self.ln_vision(graph_tokens), input_ids, attention_mask, train=train)
         return self.answer_head(states.mean(axis=1)).astype(jnp.float32)
 
+    def query_cache(self, graph_tokens: jax.Array) -> QueryCache:
+        """What `decode` takes, for graph tokens that were kept: the same as of `encode_video`."""
+        return self.qformer.encode_queries(self.ln_vision(graph_tokens))[1]
+
     def decode(
-        self, query_cache: QueryCache, input_ids: jax.Array, attention_mask: jax.Array, *, train: bool = False
+        self,
+        query_cache: QueryCache,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
-        """Next-token logits of captions that start with [DEC]: ids and mask [B, S] -> [B, S, V] float32."""
-        return self.qformer.decode(query_cache, input_ids, attention_mask, train=train)
+        """Next-token logits of captions that start with [DEC]: ids and mask [B, S] -> [B, S, V] float32.
+
+        With `positions` [B, R] only those after these tokens, [B, R, V].
+        """
+        return self.qformer.decode(query_cache, input_ids, attention_mask, positions=positions, train=train)
 
     def decode_step(
         self, query_cache: QueryCache | None, tokens: jax.Array, position: jax.Array | int, *, length: int

@@ -86,7 +86,7 @@ def caption_losses(
 
 
 def answer_losses(model: STGT, params: Any, batch: Batch, rng: jax.Array, *, train: bool) -> Losses:
-    """The cross-entropy of the answers, over the questions whose answer is listed (docs/model.md section 5.3).
+    """The cross-entropy of the answers, over the questions whose answer is listed (docs/model.md section 5.4).
 
     The other arguments are those of `stgt_losses`; the texts of the batch are questions.
 

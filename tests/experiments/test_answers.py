@@ -5,6 +5,7 @@ import json
 import pytest
 from small_recipe import SMALL
 
+import stgt_jax as stgt
 from data_pipeline.build import build_shards
 from experiments.recipes import get_recipe
 
@@ -60,6 +61,21 @@ def test_evaluation_writes_every_answer_and_the_control(run_stgt, tuned, questio
     assert done.returncode == 0 and "accuracy" in done.stdout
 
 
+def test_any_model_answers_by_likelihood(run_stgt, trained_run, tuned, questions, tmp_path):
+    (tmp_path / "answers.json").write_text('["red", "green", "two"]')
+    for checkpoint, options, num_answers in (
+        (trained_run, ["--num-answers", "7"], 7),
+        (trained_run, ["--answers", tmp_path / "answers.json"], 3),
+        (tuned, [], 5),
+    ):
+        words = ["eval", "qa", "--checkpoint", checkpoint, "--shards", questions, "--by", "likelihood", *options]
+        done = run_stgt(*words, "--candidates", "3", "--results", tmp_path / "x.json")
+        assert done.returncode == 0, done.stderr
+        content = json.loads((tmp_path / "x.json").read_text())
+        assert content["num_answers"] == num_answers and "--by likelihood" in content["command"]
+        assert all(0 < item["probability"] <= 1 for item in content["items"])
+
+
 def test_exported_model_answers_alike(run_stgt, tuned, questions, tmp_path):
     done = run_stgt("export", tuned, tmp_path / "model")
     assert done.returncode == 0, done.stderr
@@ -69,6 +85,27 @@ def test_exported_model_answers_alike(run_stgt, tuned, questions, tmp_path):
         assert run_stgt(*words, "--results", tmp_path / "x.json").returncode == 0
         answers.append([item["answer"] for item in json.loads((tmp_path / "x.json").read_text())["items"]])
     assert answers[0] == answers[1]
+
+
+def test_model_answers_in_python(tuned, shards):
+    model = stgt.load(tuned)
+    clips = sorted(str(path) for path in (shards.parent / "clips" / "test").glob("*.mp4"))
+    answers = model.answer(clips, "how many shapes are there")
+    assert len(answers) == len(clips) and set(answers) <= set(model.answers)
+    assert model.answer(clips[1], "how many shapes are there") == answers[1:2]
+    with pytest.raises(stgt.STGTError, match="question is 3 of type int; give a str"):
+        model.answer(clips, 3)
+    with pytest.raises(stgt.STGTError, match="moving_shapes answers no questions; fine-tune it on some"):
+        stgt.load("moving_shapes").answer(clips, "how many")
+
+
+def test_original_names_leave_the_head_out(run_stgt, tuned, tmp_path):
+    done = run_stgt("weights", "export", tuned, tmp_path / "reference")
+    assert done.returncode == 0, done.stderr
+    assert "no place there for answer_head/down/bias, answer_head/down/kernel" in done.stdout
+    done = run_stgt("weights", "convert", tuned, "--out", tmp_path / "converted")
+    assert done.returncode == 0, done.stderr
+    assert "answer_head" in done.stdout
 
 
 def test_what_does_not_fit_is_one_line(error_of, run_stgt, trained_run, tuned, questions, shards, tmp_path):

@@ -98,6 +98,7 @@ def full_inputs():
             (("a <b>",), ("e",), ("f", "g")),
             GenerationConfig(),
         ),
+        answering={"frames in order": {"all": {"questions": 3, "accuracy": 66.7}}},
         ablation={"full": result.to_dict()},
         counts={"clips": 8, "note": "a & b"},
     )
@@ -118,8 +119,9 @@ def test_page_has_every_picture_and_section(full_page):
     queries, hits, clips, captioned = 6, 5, 2, 3
     assert len(full_page.links) == queries * hits + captioned + 2 * clips + 2 + 1  # two similarities, curves
     text = "".join(full_page.text)
-    for title in ("Retrieval", "Does it see time?", "Retrieved clips", "Captions", "The graph between frames",
-                  "Adjacency", "Video-text similarity", "Training", "Ablation", "Data and run"):  # fmt: skip
+    for title in ("Retrieval", "Does it see time?", "Retrieved clips", "Captions", "Questions",
+                  "The graph between frames", "Adjacency", "Video-text similarity", "Training", "Ablation",
+                  "Data and run"):  # fmt: skip
         assert title in text
     assert "a & b" in text and "“a <b>”" in text
     assert "“one <b>”" in text  # escaped: it came out as text, not as a tag
