@@ -1,5 +1,6 @@
 """One optimizer step: what it trains, what it leaves alone, and that devices and accumulation do not change it."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import optax
 import pytest
 from small import leaves_by_name, make_batch, small_model, small_training
 
-from stgt_jax.config import MeshConfig, ModelConfig, TrainConfig
+from stgt_jax.config import LossConfig, MeshConfig, ModelConfig, TrainConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
@@ -101,6 +102,25 @@ def test_accumulation_is_the_mean_over_microbatches() -> None:
     wanted, moments = leaves_by_name(opt_state), leaves_by_name(after.opt_state)
     for name in wanted:
         np.testing.assert_allclose(moments[name], wanted[name], rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+def test_questions_train_alike_on_many_devices() -> None:
+    model = dataclasses.replace(small_model(dropout=0.0, graph="none"), num_answers=5)
+    config = dataclasses.replace(
+        small_training(accumulation_steps=2), loss=LossConfig(objective="answering"), best_metric="answer_accuracy"
+    )
+    batch = make_batch(0)
+    batch |= {"answer": (np.arange(len(batch["input_ids"])) % 5).astype(np.int32)}
+    results = []
+    for mesh in (one_device(), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        step, state = make_train_step(STGT(model), config, mesh), init_state(STGT(model), config, mesh)
+        state, metrics = step(state, shard_batch(batch, mesh))
+        results.append((leaves_by_name(state.params), metrics))
+    (wanted, wanted_metrics), (after, metrics) = results
+    assert set(metrics) == {"loss", "accuracy_answer", "listed", "learning_rate", "grad_norm"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), metrics, wanted_metrics)
+    for name in wanted:
+        np.testing.assert_allclose(after[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.fixture(scope="module")
