@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from data_pipeline.config import DataConfig
@@ -73,7 +74,7 @@ def retrieval(
     result = evaluate_retrieval(subject.encoder, subject.batches, k_test=k_test, rule=rule)
     result = dataclasses.replace(result, frames=subject.frames)
     if results is not None:
-        write_json(results, describe_retrieval(result, subject, {"k_test": k_test, "rule": rule}))
+        _write_results(results, describe_retrieval(result, subject, {"k_test": k_test, "rule": rule}))
     return result
 
 
@@ -107,7 +108,7 @@ def captioning(
     to_text = functools.partial(decode, load_tokenizer(subject.source.shards / VOCAB_NAME))
     result = evaluate_captions(subject.encoder, subject.batches, to_text, generation, seed=seed)
     if results is not None:
-        write_json(results, describe_captioning(result, subject, dataclasses.asdict(generation) | {"seed": seed}))
+        _write_results(results, describe_captioning(result, subject, dataclasses.asdict(generation) | {"seed": seed}))
     return result
 
 
@@ -164,8 +165,18 @@ def answering(
         right = np.array([a == b for a, b in zip(guessed, result.right_answers, strict=True)])
         rows["the question alone"] = accuracy_by_type(result.questions, right)
     if results is not None:
-        write_json(results, describe_answering(result, rows, subject, options))
+        _write_results(results, describe_answering(result, rows, subject, options))
     return result, rows
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of several that shows and writes the figures."""
+    return jax.process_index() == 0
+
+
+def _write_results(path: str | Path, content: dict[str, Any]) -> None:
+    if is_first_process():
+        write_json(path, content)
 
 
 def _answers_of(run: Run, shards: str | Path, num_answers: int) -> tuple[str, ...]:
@@ -184,7 +195,7 @@ def _open(
 ) -> Subject:
     check_storage(checkpoint, shards)
     settings = check_shards(read_run(model_folder(checkpoint)), shards, split)
-    model, source = load(checkpoint, batch_size=batch_size), open_shards(shards, split)
+    model, source = load(checkpoint, batch_size=batch_size, devices=jax.devices()), open_shards(shards, split)
     check_tokens(source, model.config, model.params)
     encoder = model.encoder if dtype == "model" or settings.tokens else model.encoder.with_dtype("float32")
     frames = _frames_read(settings, model.config.num_frames)

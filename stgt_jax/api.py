@@ -50,8 +50,14 @@ _BAR_AFTER = 2.0  # seconds
 _Item = TypeVar("_Item")
 
 
-def load(model: Weights | list[Weights] | tuple[Weights, ...], *, batch_size: int = 32, **conversion: Any) -> "Model":
-    """Loads a trained model onto all devices of this process.
+def load(
+    model: Weights | list[Weights] | tuple[Weights, ...],
+    *,
+    batch_size: int = 32,
+    devices: Sequence[jax.Device] | None = None,
+    **conversion: Any,
+) -> "Model":
+    """Loads a trained model.
 
     Args:
       model: one of
@@ -64,6 +70,8 @@ def load(model: Weights | list[Weights] | tuple[Weights, ...], *, batch_size: in
         - files of another project's weights, or a list of files and folders that make a model together, later ones
           over earlier ones: EVA's ViT, BLIP-2 of LAVIS and of Hugging Face, STGT, BERT (docs/weights.md).
       batch_size: videos to encode at a time, over all devices.
+      devices: to compute on; by default all of this process. With those of several processes, all of them must make the
+        same calls.
       **conversion: options of `stgt weights convert` for other projects' weights, such as vocab="vocab.txt",
         sim_threshold=0.5, init_missing=["temperature"].
 
@@ -74,7 +82,8 @@ def load(model: Weights | list[Weights] | tuple[Weights, ...], *, batch_size: in
     >>> load("moving_shapes")
     Model('moving_shapes', 6 frames of 64x64 pixels, 1.0 million parameters)
     """
-    mesh = make_mesh(MeshConfig(), jax.local_devices()) if jax.local_device_count() > 1 else None
+    devices = jax.local_devices() if devices is None else list(devices)
+    mesh = make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
     if isinstance(model, list | tuple):
         return _load_converted(" + ".join(os.fspath(path) for path in model), model, conversion, mesh, batch_size)
     folder = local(model_folder(model))

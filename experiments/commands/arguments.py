@@ -36,15 +36,15 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=inspect.getdoc(command), allow_abbrev=False,
                          argument_default=argparse.SUPPRESS)  # fmt: skip
         self.kinds: dict[str, Any] = {}  # type of every option
-        self.group: tuple[str, type] | None = None  # parameter with fields that are options, and its type
+        self.groups: dict[str, tuple[type, list[str]]] = {}  # parameters with fields that are options: type, options
         self.signature = inspect.signature(command)
         for name, field in describe_parameters(command).items():
             if field.kind is RecipeFields:
-                self.group, self.epilog = (name, dict), RECIPE_HELP
+                self.groups[name], self.epilog = (dict, list(describe_fields(Recipe))), RECIPE_HELP
                 for full_name, of_recipe in describe_fields(Recipe).items():
                     self._add_option(full_name, of_recipe, shown=False)
             elif isinstance(field.kind, type) and dataclasses.is_dataclass(field.kind):
-                self.group = name, field.kind
+                self.groups[name] = field.kind, list(describe_fields(field.kind))
                 for option, of_group in describe_fields(field.kind).items():
                     self._add_option(option, of_group)
             elif self.signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
@@ -76,9 +76,8 @@ class CommandParser(argparse.ArgumentParser):
         values = vars(self.parse_args(self._with_full_names(words)))
         json = values.pop("json", None)
         arguments = {name: values.pop(name) for name in self.signature.parameters if name in values}
-        if self.group:
-            name, make = self.group
-            arguments[name] = make(**values)
+        for name, (make, options) in self.groups.items():
+            arguments[name] = make(**{option: values[option] for option in options if option in values})
         return arguments, json
 
     def error(self, message: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from experiments.commands.processes import Processes
 from experiments.commands.values import Figures, File
 from stgt_jax.config import GenerationConfig
 
@@ -16,15 +17,19 @@ def eval_captions(
     encode_batch_size: int = 32,  # clips captioned at a time
     results: File | None = None,  # also write all figures, every caption, and what was measured how
     generation: GenerationConfig,
-) -> Figures:
+    processes: Processes,
+) -> Figures | None:
     """Caption every clip, and compare with its own captions by BLEU-4, ROUGE-L and CIDEr-D."""
-    from experiments.evaluate import captioning
-    from stgt_jax.eval.captioning import format_captioning
+    with processes.joined():
+        from experiments.evaluate import captioning, is_first_process
+        from stgt_jax.eval.captioning import format_captioning
 
-    result = captioning(
-        checkpoint, shards, split=split, generation=generation, seed=seed, dtype=dtype, batch_size=encode_batch_size,
-        results=results,
-    )  # fmt: skip
+        result = captioning(
+            checkpoint, shards, split=split, generation=generation, seed=seed, dtype=dtype,
+            batch_size=encode_batch_size, results=results,
+        )  # fmt: skip
+        if not is_first_process():
+            return None
     print(f"split {split} of {shards}")
     print(format_captioning(result))
     return result.to_dict()

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from experiments.commands.processes import Processes
 from experiments.commands.values import Figures, File
 
 
@@ -18,18 +19,23 @@ def eval_qa(
     encode_batch_size: int = 32,  # clips encoded at a time
     shuffle_frames: bool = False,  # shuffle the frames of every clip, to see if the answers need their order
     results: File | None = None,  # also write all figures, every answer, and what was measured how
-) -> Figures:
+    processes: Processes,
+) -> Figures | None:
     """Answer the questions of a split, and count the answers that are right word for word."""
-    from experiments.evaluate import answering
     from stgt_jax.checks import check
-    from stgt_jax.eval.question_answering import format_answering
 
     check(min(num_answers, candidates) > 0, "--num-answers and --candidates must be greater than 0")
-    result, rows = answering(
-        checkpoint, shards, split=split, answers=answers, num_answers=num_answers,
-        num_candidates=candidates if by == "likelihood" else 0, dtype=dtype, batch_size=encode_batch_size,
-        shuffle_frames=shuffle_frames, results=results,
-    )  # fmt: skip
+    with processes.joined():
+        from experiments.evaluate import answering, is_first_process
+        from stgt_jax.eval.question_answering import format_answering
+
+        result, rows = answering(
+            checkpoint, shards, split=split, answers=answers, num_answers=num_answers,
+            num_candidates=candidates if by == "likelihood" else 0, dtype=dtype, batch_size=encode_batch_size,
+            shuffle_frames=shuffle_frames, results=results,
+        )  # fmt: skip
+        if not is_first_process():
+            return None
     print(f"split {split} of {shards}{', frames shuffled' if shuffle_frames else ''}")
     print(format_answering(rows, result))
     return {**result.to_dict(), "rows": rows}

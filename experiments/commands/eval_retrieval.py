@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from experiments.commands.processes import Processes
 from experiments.commands.values import Figures, File
 
 
@@ -16,15 +17,22 @@ def eval_retrieval(
     encode_batch_size: int = 32,  # clips encoded at a time
     shuffle_frames: bool = False,  # shuffle the frames of every clip, to see if the model uses their order
     results: File | None = None,  # also write all figures, every query's ranks, and what was measured how
-) -> Figures:
-    """Measure retrieval of videos by text and of texts by video, with and without re-ranking."""
-    from experiments.evaluate import retrieval
-    from stgt_jax.eval.retrieval import format_table, format_time_order
+    processes: Processes,
+) -> Figures | None:
+    """Measure retrieval of videos by text and of texts by video, with and without re-ranking.
 
-    result = retrieval(
-        checkpoint, shards, split=split, k_test=k_test, rule=rule, dtype=dtype, batch_size=encode_batch_size,
-        shuffle_frames=shuffle_frames, results=results,
-    )  # fmt: skip
+    Several processes measure together if each is started with the same command, as for `stgt pretrain`.
+    """
+    with processes.joined():
+        from experiments.evaluate import is_first_process, retrieval
+        from stgt_jax.eval.retrieval import format_table, format_time_order
+
+        result = retrieval(
+            checkpoint, shards, split=split, k_test=k_test, rule=rule, dtype=dtype, batch_size=encode_batch_size,
+            shuffle_frames=shuffle_frames, results=results,
+        )  # fmt: skip
+        if not is_first_process():
+            return None
     print(f"split {split} of {shards}")
     print(format_table(result))
     print(format_time_order({"frames shuffled" if shuffle_frames else "frames in order": result}))

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from experiments.commands.pretrain import run_training
+from experiments.commands.processes import Processes
 from experiments.commands.values import Figures, Folder, RecipeFields
 from experiments.recipes import get_recipe
 
@@ -18,10 +19,7 @@ def finetune(
     resume: bool = False,  # continue from the newest checkpoint in the workdir, if there is one
     allow_changes: bool = False,  # resume with other options
     profile_steps: str = "",  # FIRST:LAST, trace these steps for TensorBoard's profiler; a start's first step compiles
-    coordinator: str = "",  # HOST:PORT of process 0, a port that is free there
-    num_processes: int | None = None,  # number of processes
-    process_id: int | None = None,  # of this process, from 0
-    heartbeat_timeout: int = 60,  # seconds after which a silent process counts as lost, and the others end
+    processes: Processes,
     fields: RecipeFields,
 ) -> Figures | None:
     """Fine-tune a pre-trained model on a public data set, for retrieval, captioning or questions.
@@ -32,8 +30,8 @@ def finetune(
     """
     figures = run_training(
         get_recipe(f"finetune_{dataset}", fields), workdir, resume=resume, allow_changes=allow_changes,
-        allow_other_graph=True, profile_steps=profile_steps, coordinator=coordinator, num_processes=num_processes,
-        process_id=process_id, heartbeat_timeout=heartbeat_timeout,
+        allow_other_graph=True, profile_steps=profile_steps,
+        processes=processes,
     )  # fmt: skip
     if figures is None:
         return None

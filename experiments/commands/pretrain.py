@@ -2,6 +2,7 @@
 
 import re
 
+from experiments.commands.processes import Processes
 from experiments.commands.values import Figures, Folder, RecipeFields
 from experiments.recipes import Recipe, get_recipe
 from stgt_jax.errors import STGTError
@@ -14,10 +15,7 @@ def pretrain(
     resume: bool = False,  # continue from the newest checkpoint in the workdir, if there is one
     allow_changes: bool = False,  # resume with other options, or start from weights of another graph threshold
     profile_steps: str = "",  # FIRST:LAST, trace these steps for TensorBoard's profiler; a start's first step compiles
-    coordinator: str = "",  # HOST:PORT of process 0, a port that is free there
-    num_processes: int | None = None,  # number of processes
-    process_id: int | None = None,  # of this process, from 0
-    heartbeat_timeout: int = 60,  # seconds after which a silent process counts as lost, and the others end
+    processes: Processes,
     fields: RecipeFields,
 ) -> Figures | None:
     """Train one stage.
@@ -28,8 +26,7 @@ def pretrain(
     """
     return run_training(
         get_recipe(recipe, fields), workdir, resume=resume, allow_changes=allow_changes, profile_steps=profile_steps,
-        coordinator=coordinator, num_processes=num_processes, process_id=process_id,
-        heartbeat_timeout=heartbeat_timeout,
+        processes=processes,
     )  # fmt: skip
 
 
@@ -38,19 +35,14 @@ def run_training(
     workdir: str,
     *,
     profile_steps: str,
-    coordinator: str,
-    num_processes: int | None,
-    process_id: int | None,
-    heartbeat_timeout: int,
+    processes: Processes,
     **options: bool,
 ) -> Figures | None:
     """Trains as one process of a run and prints the last figures; returns them in process 0, None in the others."""
     steps = _step_range(profile_steps) if profile_steps else None
-    import jax
+    with processes.joined():
+        import jax
 
-    from stgt_jax.distributed import joined
-
-    with joined(coordinator, num_processes, process_id, heartbeat_timeout=heartbeat_timeout):
         from experiments import pretrain
 
         figures = pretrain.pretrain(recipe, workdir, profile_steps=steps, **options)

@@ -195,3 +195,26 @@ def test_one_process_on_another_mesh_finishes_what_two_began(start, copy, refere
     run = start(copy, "--mesh.fsdp=2", processes=1)
     assert run.ends() == [0], run.said()
     assert_same_figures(copy, reference)
+
+
+def test_processes_evaluate_together(run_stgt, shards, trained_run, tmp_path):
+    words = ["eval", "retrieval", "--checkpoint", str(trained_run), "--shards", str(shards), "--split", "train"]
+    words += ["--k-test", "4", "--encode-batch-size", "4"]
+    done = run_stgt(*words, "--results", tmp_path / "alone.json")
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", "from experiments.commands.main import main; exit(main())", *words]
+    command += ["--results", str(tmp_path / "together.json"), "--coordinator", f"127.0.0.1:{free_port()}"]
+    together = [
+        subprocess.Popen([*command, "--num-processes", "2", "--process-id", str(number)], env=environment(2),
+                         stdout=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0]
+    assert "R@1" in said[0] and "R@1" not in said[1]
+    alone, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", "together"))
+    assert alone["weights_fingerprint"] == other["weights_fingerprint"]
+    for direction, queries in alone["queries"].items():
+        for one, two in zip(queries, other["queries"][direction], strict=True):
+            assert one.keys() == two.keys() and one["video"] == two["video"]
+            assert one.get("similarity", 0.0) == pytest.approx(two.get("similarity", 0.0), abs=1e-5)
