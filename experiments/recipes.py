@@ -217,7 +217,7 @@ def finetune_moving_shapes_qa() -> Recipe:
         eval_every=400,
         best_metric="answer_accuracy",
         loss=LossConfig(objective="answering"),
-        optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=100, clip_norm=1.0),
+        optimizer=OptimizerConfig(peak_learning_rate=5e-4, warmup_steps=100, clip_norm=1.0),
     )
     return dataclasses.replace(
         recipe,

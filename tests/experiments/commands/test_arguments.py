@@ -10,6 +10,7 @@ from recipe_words import recipe_with
 
 from experiments.commands.arguments import CommandParser
 from experiments.commands.main import COMMANDS
+from experiments.commands.processes import Processes
 from experiments.commands.values import File, Folder, RecipeFields, format_value, read_value
 from experiments.perf.bench.settings import DataSettings, GraphAttentionSettings
 from experiments.recipe_fields import describe_fields, describe_parameters, list_fields, replace_fields
@@ -145,9 +146,9 @@ def test_help_shows_description_types_defaults_and_comments():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_has_a_help_text(name):
     described = describe_parameters(COMMANDS[name])
-    for group in (GraphAttentionSettings, DataSettings, Conversion, GenerationConfig):
+    for group in (GraphAttentionSettings, DataSettings, Conversion, GenerationConfig, Processes):
         described |= describe_fields(group)
-    groups = ("fields", "settings", "options", "generation")
+    groups = ("fields", "settings", "options", "generation", "processes")
     assert all(text.comment for option, text in described.items() if option not in groups)
     assert len((COMMANDS[name].__doc__ or "").splitlines()[0]) in range(10, 95)
 
