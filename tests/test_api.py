@@ -184,6 +184,12 @@ def test_similarity_takes_what_was_encoded_before(model, clips, embed):
     np.testing.assert_allclose(model.similarity(paths[1], texts[2]), scores[1:2, 2:3], atol=1e-6)
 
 
+def test_captions_do_not_depend_on_the_devices(model, clips):
+    alone = stgt.load("moving_shapes", devices=jax.local_devices()[:1])
+    beams = stgt.GenerationConfig(min_length=0, max_length=24)
+    assert alone.caption(clips[0][:3], beams) == model.caption(clips[0][:3], beams)
+
+
 def test_captions_are_words_of_the_training_captions(model, clips):
     captions = model.caption(clips[0])
     known = set((FOLDER / "vocab.txt").read_text().split())
