@@ -27,7 +27,7 @@ weights: $(VENV)/.installed  # the trained model that comes with the package, fr
 check: lint
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
-# In their order by name the longest files begin early; in xdist's own, by the number of tests, the longest comes last.
+# The longest files come first (tests/conftest.py); xdist's own order is by the number of tests.
 test: lint $(VENV)/.installed-compilers $(VENV)/.installed-oracles
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
