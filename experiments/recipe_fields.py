@@ -4,6 +4,7 @@ The full name of a field is its path from the outer dataclass, such as `train.op
 """
 
 import dataclasses
+import functools
 import inspect
 import re
 import typing
@@ -56,6 +57,7 @@ def describe_parameters(function: Callable[..., Any]) -> dict[str, FieldText]:
     }
 
 
+@functools.cache  # to find the source of a class takes long
 def _comments(source: Callable[..., Any]) -> dict[str, str]:
     """Returns the comments beside and above the annotated names in the source of a class or a function."""
     comments: dict[str, str] = {}

@@ -40,12 +40,14 @@ class CommandParser(argparse.ArgumentParser):
         self.signature = inspect.signature(command)
         for name, field in describe_parameters(command).items():
             if field.kind is RecipeFields:
-                self.groups[name], self.epilog = (dict, list(describe_fields(Recipe))), RECIPE_HELP
-                for full_name, of_recipe in describe_fields(Recipe).items():
+                fields, self.epilog = describe_fields(Recipe), RECIPE_HELP
+                self.groups[name] = dict, list(fields)
+                for full_name, of_recipe in fields.items():
                     self._add_option(full_name, of_recipe, shown=False)
             elif isinstance(field.kind, type) and dataclasses.is_dataclass(field.kind):
-                self.groups[name] = field.kind, list(describe_fields(field.kind))
-                for option, of_group in describe_fields(field.kind).items():
+                described = describe_fields(field.kind)
+                self.groups[name] = field.kind, list(described)
+                for option, of_group in described.items():
                     self._add_option(option, of_group)
             elif self.signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
                 self._add_option(name, field)
