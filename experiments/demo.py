@@ -16,7 +16,7 @@ from experiments.pretrain import pretrain_step, stage_recipe
 from experiments.recipe_fields import list_fields
 from experiments.recipes import Recipe
 from experiments.steps import Steps, write_json
-from stgt_jax.eval.captioning import CAPTION_METRICS
+from stgt_jax.eval.captioning import describe_metrics
 from stgt_jax.eval.metrics import format_metrics
 from stgt_jax.train.run_lock import locked
 
@@ -90,7 +90,6 @@ def _build(clips: Path, shards: Path) -> dict[str, Any]:
 def _summary(workdir: Path, figures: Mapping[str, Any]) -> str:
     retrieved = figures["retrieval"]
     ordered, shuffled = retrieved["frames in order"], retrieved["frames shuffled"]
-    captions = retrieved["captions"]["metrics"]
     rows = {"": ordered["similarity"], "re-ranked": ordered["reranked"], "frames shuffled": shuffled["similarity"]}
     return "\n".join(
         [
@@ -100,8 +99,7 @@ def _summary(workdir: Path, figures: Mapping[str, Any]) -> str:
             "",
             retrieved["time_order_table"],
             "",
-            "captions of the test videos: "
-            + ", ".join(f"{name} {captions[key]:.1f}" for key, name in CAPTION_METRICS.items()),
+            f"captions of the test videos: {describe_metrics(retrieved['captions']['metrics'])}",
             "",
             *(f"{name:<10}{seconds:8.0f} s" for name, seconds in figures["seconds"].items()),
             "",

@@ -35,7 +35,8 @@ from stgt_jax.storage import check_storage
 
 FRAME_SHUFFLE_SEED = 0
 TRAIN_SPLIT = "train"
-QUESTION_LENGTH, ANSWER_LENGTH = 44, 8  # tokens at most, where answers are chosen by likelihood
+# Tokens at most, where answers are chosen by likelihood.
+QUESTION_LENGTH, ANSWER_LENGTH = DataConfig().question_length, 8
 _log = logging.getLogger("stgt_jax")
 
 

@@ -191,14 +191,14 @@ def _with_answers(recipe: Recipe, sources: Mapping[str, ShardSource]) -> tuple[R
             f"data.question_length={recipe.data.question_length} is more than the {longest} tokens that the model"
             " reads (model.qformer.max_text_length)"
         )
+    asked = read_questions(sources[TRAIN_SPLIT])
     if recipe.data.answers:
         answers = read_answers(recipe.data.answers)
     else:
         if not recipe.model.num_answers:
             raise STGTError("model.num_answers=0: give the number of answers to tell apart, or a file, --data.answers")
-        answers = choose_answers(read_questions(sources[TRAIN_SPLIT]), recipe.model.num_answers)
-    known = read_questions(sources[TRAIN_SPLIT]).answers
-    share = sum(known[answer] for answer in answers) / known.total()
+        answers = choose_answers(asked, recipe.model.num_answers)
+    share = sum(asked.answers[answer] for answer in answers) / asked.answers.total()
     if not share:
         raise STGTError(f"none of the answers in data.answers='{recipe.data.answers}' occurs in the training questions")
     logger.info("answers: %d, which answer %.1f %% of the training questions", len(answers), 100 * share)

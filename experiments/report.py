@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.pictures import Pictures, draw_adjacency, draw_curves, draw_edges, draw_similarity, film_strip
 from stgt_jax.errors import STGTError
-from stgt_jax.eval.captioning import CaptioningResult
+from stgt_jax.eval.captioning import CaptioningResult, describe_metrics
 from stgt_jax.eval.metrics import RECALLS
 from stgt_jax.eval.retrieval import RetrievalResult, time_order_metrics
 
@@ -168,7 +168,6 @@ def _captions(inputs: ReportInputs) -> str:
     result = inputs.captions
     if result is None:
         return ""
-    metrics = result.metrics
     rows = []
     for row in np.unique(np.linspace(0, len(result.video_ids) - 1, NUM_CAPTIONED).round().astype(int)):
         picture = ""
@@ -179,8 +178,8 @@ def _captions(inputs: ReportInputs) -> str:
         rows.append(f"<figure class='hit'>{picture}<figcaption>“{written}”<br>its own: “{own}”</figcaption></figure>")
     note = (
         f"The model describes clips that it has not seen: {len(rows)} at equal distances in the gallery, whether the"
-        f" captions are right or not. Over all {len(result.video_ids)} clips, compared with their own captions: BLEU-4"
-        f" {metrics['bleu_4']:.1f}, ROUGE-L {metrics['rouge_l']:.1f}, CIDEr-D {metrics['cider_d']:.1f}."
+        f" captions are right or not. Over all {len(result.video_ids)} clips, compared with their own captions:"
+        f" {describe_metrics(result.metrics)}."
     )
     return _section("Captions", note, f"<div class='hits'>{''.join(rows)}</div>")
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ class CaptioningResult:
         """The best caption of each video."""
         return [of_video[0] for of_video in self.captions]
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """`caption_metrics` of the best captions."""
         return caption_metrics(self.best, self.references)
 
-    @property
+    @cached_property
     def scores(self) -> dict[str, np.ndarray]:
         """`caption_scores` of the best captions."""
         return caption_scores(self.best, self.references)
@@ -84,6 +85,11 @@ def evaluate_captions(
     captions = tuple(tuple(to_text(caption) for caption in of_video) for of_video in ids)
     seconds = time.perf_counter() - start
     return CaptioningResult(tuple(video_ids), captions, scores, tuple(references), generation, seconds)
+
+
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """Returns `CaptioningResult.metrics` as one line."""
+    return ", ".join(f"{name} {metrics[key]:.1f}" for key, name in CAPTION_METRICS.items())
 
 
 def format_captioning(result: CaptioningResult) -> str:

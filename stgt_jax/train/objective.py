@@ -104,8 +104,8 @@ def answer_losses(model: STGT, params: Any, batch: Batch, rng: jax.Array, *, tra
     )  # fmt: skip
     answer = batch["answer"]
     listed = answer >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(answer, 0))
-    loss = jnp.where(listed, losses, 0.0).sum() / jnp.maximum(listed.sum(), 1)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(answer, 0))
+    loss = jnp.where(listed, cross_entropy, 0.0).sum() / jnp.maximum(listed.sum(), 1)
     accuracy = (logits.argmax(axis=1) == answer).mean()
     return loss, {"loss": loss, "accuracy_answer": accuracy, "listed": listed.mean()}
 

@@ -23,7 +23,7 @@ from stgt_jax.train.checkpoint import PathLike, is_own, load_params, load_saved_
 
 # Records in the folder of a run and of a converted model, and their key for the files of other projects.
 ORIGINS_NAME, CONVERSION_NAME, OTHERS = "weights.json", "conversion.json", "weights_of_others"
-HEAD = "answer_head"  # for questions
+HEAD = "answer_head"  # the parameters of the head for questions
 # What of the model's top level each field of WeightsConfig replaces.
 PARTS = {
     "vision": ("vision",),
@@ -68,10 +68,10 @@ def initial_params(weights: WeightsConfig, model: ModelConfig, seed: int, mesh: 
     replaced = {name for part in given for name in PARTS[part]}
     origins: dict[str, Any] = dict.fromkeys(param_shapes(STGT(model)), weights.initial or "random")
     if weights.initial:
-        params, head = _load_all_but_head(weights.initial, model, mesh), {name for name in (HEAD,) if name in origins}
-        if head:
-            params |= _random_params(STGT(model), seed, mesh, without=origins.keys() - head)
-        origins |= dict.fromkeys(head, "random")
+        params = _load_all_but_head(weights.initial, model, mesh)
+        if HEAD in origins:
+            params |= _random_params(STGT(model), seed, mesh, without=origins.keys() - {HEAD})
+            origins[HEAD] = "random"
     else:
         params = _random_params(STGT(model), seed, mesh, without=replaced)
     for part, path in given.items():
