@@ -3,25 +3,26 @@
     WORKDIR/checkpoints/STEP/params     all parameters, trainable and frozen: evaluation needs nothing else
                             /optimizer  step and optimizer state
                             /loader     position in the training data, of every process
-                            /checksums  of params and optimizer, so that damage is noticed
+                            /checksums  of all three, so that damage is noticed
+           /damaged_checkpoints/STEP    was found damaged when the run was resumed
 
 WORKDIR may be a folder in a bucket.
 """
 
 import base64
 import contextlib
+import itertools
 import json
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.serialization
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
@@ -30,24 +31,45 @@ from stgt_jax.config import ModelConfig
 from stgt_jax.errors import STGTError
 from stgt_jax.exported import WEIGHTS_NAME, is_exported, read_weights
 from stgt_jax.models.stgt import STGT, param_shapes
-from stgt_jax.run_folder import CONFIG_NAME, PathLike, existing_folder, folder_path, read_run
+from stgt_jax.run_folder import PathLike, existing_folder, folder_path, read_run
 from stgt_jax.sharding import param_shardings
+from stgt_jax.train.saved_arrays import (
+    DamagedCheckpoint,
+    cast_arrays,
+    check_same_shapes,
+    checksum,
+    json_checksum,
+    read_arrays,
+    read_json,
+    restore_arrays,
+    saved_shapes,
+    verify,
+)
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, split_params
 
+_log = logging.getLogger(__name__)
 _PREEMPTED = "preempted"  # a note beside a checkpoint: it was saved because the run had to stop
 
 
 class _Manager(ocp.CheckpointManager):
-    """Counts steps from the start of this process, not of the run, when processes agree on a step to stop at.
+    """Orbax's, but for how processes agree on a step to stop at, and for damaged scores.
 
     JAX chooses the step after the highest one that a process has reported. A notice that arrives before a resumed run
-    has reported any would choose step 1, which never comes.
+    has reported any would choose step 1, which never comes. So steps count from `first_step`, that of the start.
     """
 
     first_step = 0
 
     def reached_preemption(self, step: int) -> bool:
         return super().reached_preemption(step - self.first_step)
+
+    def _get_metrics(self, step: int) -> Any:
+        try:
+            return super()._get_metrics(step)
+        except ValueError:
+            _log.warning("warning: %s/%d: the scores of its validation are damaged; it counts as not validated",
+                         self.directory, step)  # fmt: skip
+            return None
 
 
 class Checkpoints:
@@ -89,7 +111,13 @@ class Checkpoints:
     def latest_is_of_preemption(self) -> bool:
         """Whether there is a checkpoint and the newest was saved because the run was asked to stop."""
         step = self._manager.latest_step()
-        return step is not None and bool((self._manager.metadata(step).custom_metadata or {}).get(_PREEMPTED))
+        if step is None:
+            return False
+        try:
+            notes = self._manager.metadata(step).custom_metadata
+        except Exception:  # of a damaged checkpoint, which `restore` will name
+            return False
+        return bool((notes or {}).get(_PREEMPTED))
 
     def reached_preemption(self, step: int) -> bool:
         """Whether all processes of the run are to stop after `step`: one got SIGTERM, or its TPU is to be taken away.
@@ -126,34 +154,65 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self.wait()
-        params = merge_params(state.params, state.frozen)
-        optimizer = {"step": state.step, "opt_state": flax.serialization.to_state_dict(state.opt_state)}
+        arrays = {
+            "params": merge_params(state.params, state.frozen),
+            "optimizer": {"step": state.step, "opt_state": flax.serialization.to_state_dict(state.opt_state)},
+        }
+        loader = {"processes": _from_all_processes(_pack(loader_state))}
+        checksums = {name: int(checksum(tree)) for name, tree in arrays.items()} | {"loader": json_checksum(loader)}
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            optimizer=ocp.args.StandardSave(optimizer),
-            checksums=ocp.args.JsonSave({"params": int(_checksum(params)), "optimizer": int(_checksum(optimizer))}),
-            loader=ocp.args.JsonSave({"processes": _from_all_processes(_pack(loader_state))}),
+            **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
+            checksums=ocp.args.JsonSave(checksums),
+            loader=ocp.args.JsonSave(loader),
         )
         notes = {_PREEMPTED: True} if preempted else None
         self._manager.save(step, args=items, metrics=dict(metrics or {}), custom_metadata=notes)
         self._unchecked = step
 
     def restore(self, template: TrainState, config: ModelConfig) -> tuple[TrainState, Any]:
-        """Reads the newest checkpoint.
+        """Reads the newest whole checkpoint. Damaged ones after it are moved to `damaged_checkpoints`, with a warning.
 
         Args:
           template: of `abstract_state`; the state returned has its shapes, dtypes and layout.
           config: of the model, which says what is frozen.
 
         Returns:
-          The state and this process' loader state. Raises STGTError for a checkpoint of another model or training, for
-          a damaged one, and for one of another number of processes that were not all at the same position in the data.
+          The state and this process' loader state.
+
+        Raises:
+          STGTError: a checkpoint of another model or training, one of another number of processes that were not all at
+            the same position in the data, or no whole checkpoint.
         """
-        folder = self.path(self._manager.latest_step())
-        params = _restore(folder / "params", merge_params(template.params, template.frozen))
-        template_opt = flax.serialization.to_state_dict(template.opt_state)
-        optimizer = _restore(folder / "optimizer", {"step": template.step, "opt_state": template_opt})
-        loaders = _restore_json(folder / "loader")["processes"]
+        damaged: dict[int, DamagedCheckpoint] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._restore(self.path(step), template, config)
+            except DamagedCheckpoint as error:
+                damaged[step] = error
+                continue
+            self._set_aside(damaged, step)
+            return restored
+        raise STGTError(
+            f"{self._folder}: holds no whole checkpoint; start the run again in another --workdir"
+            f" ({'; '.join(map(str, damaged.values()))})"
+        )
+
+    def _restore(self, folder: epath.Path, template: TrainState, config: ModelConfig) -> tuple[TrainState, Any]:
+        opt_template = {"step": template.step, "opt_state": flax.serialization.to_state_dict(template.opt_state)}
+        templates = {"params": merge_params(template.params, template.frozen), "optimizer": opt_template}
+
+        def read() -> tuple[dict[str, Any], Any, list[Any]]:
+            checksums, loader = read_json(folder / "checksums"), read_json(folder / "loader")
+            # Checkpoints of earlier versions have no checksum of it.
+            if "loader" in checksums and checksums["loader"] != json_checksum(loader):
+                raise DamagedCheckpoint(f"{folder / 'loader'}: is damaged: it is not what was saved")
+            arrays = {name: read_arrays(folder / name, template) for name, template in templates.items()}
+            return arrays, checksums, loader["processes"]
+
+        arrays, checksums, loaders = _in_all_processes_or_none(read, folder)
+        for name in templates:
+            verify(folder / name, arrays[name], checksums)
+            arrays[name] = cast_arrays(arrays[name], templates[name])
         if len(loaders) != jax.process_count():
             if any(loader != loaders[0] for loader in loaders):
                 raise STGTError(
@@ -162,10 +221,27 @@ class Checkpoints:
                     f" --weights.initial {folder}"
                 )
             loaders = loaders[:1] * jax.process_count()
-        trainable, frozen = split_params(params, config)
-        opt_state = flax.serialization.from_state_dict(template.opt_state, optimizer["opt_state"])
-        state = TrainState(step=optimizer["step"], params=trainable, frozen=frozen, opt_state=opt_state)
+        trainable, frozen = split_params(arrays["params"], config)
+        opt_state = flax.serialization.from_state_dict(template.opt_state, arrays["optimizer"]["opt_state"])
+        state = TrainState(step=arrays["optimizer"]["step"], params=trainable, frozen=frozen, opt_state=opt_state)
         return state, _unpack(loaders[jax.process_index()])
+
+    def _set_aside(self, damaged: Mapping[int, DamagedCheckpoint], whole: int) -> None:
+        """Moves damaged checkpoints out of the way of the run, which will reach their steps again."""
+        if not damaged:
+            return
+        if jax.process_index() == 0:
+            for step, error in damaged.items():
+                place = _free_name(self._folder.parent / "damaged_checkpoints" / str(step))
+                place.parent.mkdir(exist_ok=True)
+                self.path(step).rename(place)
+                _log.warning(
+                    "warning: %s; it is now %s, and the run continues from step %d", _reason(error), place, whole
+                )
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        self._manager.reload()
+        self._manager.first_step = whole
 
     def wait(self) -> None:
         """Returns when every checkpoint is written; raises STGTError where one cannot be found again."""
@@ -175,7 +251,7 @@ class Checkpoints:
             return
         try:
             for item in ("params", "optimizer"):
-                _saved_shapes(self.path(step) / item)
+                saved_shapes(self.path(step) / item)
         except STGTError as error:
             raise STGTError(
                 f"the checkpoint of step {step} was written, but cannot be read back; the run ends before more is lost:"
@@ -207,9 +283,9 @@ def load_params(path: PathLike, config: ModelConfig, mesh: Mesh | None = None) -
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     if is_exported(path):
         saved = read_weights(path)
-        _check_same_shapes(folder_path(path) / WEIGHTS_NAME, saved, template)
+        check_same_shapes(folder_path(path) / WEIGHTS_NAME, saved, template)
         return jax.tree.map(lambda x, y: jax.device_put(x.astype(y.dtype), y.sharding), saved, template)
-    return _restore(checkpoint_folder(path) / "params", template)
+    return restore_arrays(checkpoint_folder(path) / "params", template)
 
 
 def load_saved_params(path: PathLike, mesh: Mesh) -> Any:
@@ -226,11 +302,11 @@ def load_saved_params(path: PathLike, mesh: Mesh) -> Any:
         saved = read_weights(path)
         return jax.device_put(saved, param_shardings(saved, mesh))
     folder = checkpoint_folder(path) / "params"
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _saved_shapes(folder))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved_shapes(folder))
     template = jax.tree.map(
         lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, param_shardings(shapes, mesh)
     )
-    return _read(folder, template)
+    return restore_arrays(folder, template)
 
 
 def checkpoint_folder(path: PathLike) -> epath.Path:
@@ -272,84 +348,33 @@ def has_checkpoint(workdir: PathLike) -> bool:
     return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
 
 
-def _restore(folder: epath.Path, template: Any) -> Any:
-    """Reads nested dicts of arrays into the shapes, dtypes and layout of `template`.
+def _in_all_processes_or_none(read: Callable[[], Any], folder: epath.Path) -> Any:
+    """Returns what `read` does. Raises DamagedCheckpoint in all processes where it does so in one.
 
-    They are read in the dtypes that were saved, as their checksum is of those numbers: a frozen matrix in bfloat16 may
-    train in this run, or the other way round.
+    Each process reads other parts of the arrays. One that gave up alone would keep the others waiting.
     """
-    saved = _saved_shapes(folder)
-    _check_same_shapes(folder, saved, template)
-    as_saved = jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding), template, saved)
-    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), _read(folder, as_saved), template)
-
-
-def _saved_shapes(folder: epath.Path) -> Any:
+    result, error = None, None
     try:
-        return ocp.StandardCheckpointHandler().metadata(folder).tree
-    except Exception as error:  # whatever the storage library makes of a damaged file
-        raise _damaged(folder, error) from error
+        result = read()
+    except DamagedCheckpoint as raised:
+        error = raised
+    failed = error is not None
+    if jax.process_count() > 1:
+        failed = bool(np.any(multihost_utils.process_allgather(np.bool_(failed))))
+    if failed:
+        raise error or DamagedCheckpoint(f"{folder}: cannot be read by another process")
+    return result
 
 
-def _read(folder: epath.Path, template: Any) -> Any:
-    """Reads nested dicts of arrays and checks their checksum; `template` has the shapes and dtypes that were saved."""
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(folder, template)
-    except Exception as error:
-        raise _damaged(folder, error) from error
-    if int(_checksum(restored)) != _restore_json(folder.parent / "checksums")[folder.name]:
-        raise _damaged(folder, ValueError("its numbers are not those that were saved"))
-    return restored
+def _reason(error: DamagedCheckpoint) -> str:
+    """What is damaged and why, without what to do."""
+    return str(error).partition("; give another")[0]
 
 
-def _restore_json(folder: epath.Path) -> Any:
-    try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(folder)
-    except Exception as error:
-        raise _damaged(folder, error) from error
-
-
-def _damaged(folder: epath.Path, error: Exception) -> STGTError:
-    reason = next(iter(str(error).splitlines()), "")[:200]
-    return STGTError(
-        f"{folder}: cannot be read, it is incomplete or damaged ({type(error).__name__}: {reason}); remove"
-        f" {folder.parent} to continue from the checkpoint before, or give another"
-    )
-
-
-@jax.jit
-def _checksum(tree: Any) -> jax.Array:
-    """A uint32 that any one damaged number changes, the same in every layout; leaves have dtypes of 4 or 2 bytes.
-
-    It sums the bits of the numbers times odd weights, which differ by position: sums of integers have no rounding, and
-    an odd weight loses no bit modulo 2**32.
-    """
-    total = jnp.uint32(0)
-    for index, leaf in enumerate(jax.tree.leaves(tree)):
-        position = jnp.zeros(leaf.shape, jnp.uint32)
-        for axis, size in enumerate(leaf.shape):
-            position = position * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
-        total += (2 * index + 1) * jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
-    return total
-
-
-def _check_same_shapes(folder: epath.Path, saved: Any, template: Any) -> None:
-    """Raises STGTError naming the first array whose shape in the checkpoint is not that of the template."""
-    there = {"/".join(path): tuple(leaf.shape) for path, leaf in flatten_dict(saved).items()}
-    here = {"/".join(path): tuple(leaf.shape) for path, leaf in flatten_dict(template).items()}
-    different = next((name for name in [*here, *there] if here.get(name) != there.get(name)), None)
-    if different is None:
-        return
-    if folder.name == "optimizer":
-        mend = f"it was trained with other frozen parts or options; use --weights.initial {folder.parent}"
-    else:
-        place = folder.parent if folder.name == WEIGHTS_NAME else folder.parents[2]
-        mend = f"these weights are of another model size; use the config in {place / CONFIG_NAME}"
-    shapes = [f"shape {tree[different]}" if different in tree else "missing" for tree in (there, here)]
-    raise STGTError(f"{folder.parent}: {different} is {shapes[0]} there and {shapes[1]} in this model: {mend}")
+def _free_name(path: epath.Path) -> epath.Path:
+    """Returns `path`, or with the first number behind it that is not taken."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(place for place in itertools.chain([path], numbered) if not place.exists())
 
 
 def _pack(loader_state: Any) -> Any:

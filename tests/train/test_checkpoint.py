@@ -1,8 +1,10 @@
 """Checkpoints: what is kept, what comes back, and what is said of those that cannot be used."""
 
 import gc
+import itertools
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +182,91 @@ def test_folders_may_have_any_name(tmp_path: Path) -> None:
     checkpoints.close()
 
 
-def test_checkpoint_without_its_arrays_is_named(damaged_folder: Path) -> None:
-    optimizer = damaged_folder / "checkpoints" / "2" / "optimizer"
-    shutil.rmtree(optimizer)
+def of_step_2(folder: Path, pattern: str) -> Path:
+    """The largest file of checkpoint 2 whose path matches."""
+    return max((folder / "checkpoints" / "2").glob(pattern), key=lambda file: file.stat().st_size)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+FILES = ("params/d/*", "optimizer/d/*", "params/manifest.ocdbt", "optimizer/_METADATA", "params/_sharding",
+         "params/array_metadatas/*", "loader/metadata", "checksums/metadata")  # fmt: skip
+DAMAGE = [*itertools.product((cut, flip, empty, Path.unlink), FILES[:4]), *itertools.product((cut, flip), FILES[4:])]
+
+
+@pytest.mark.parametrize(("damage", "pattern"), DAMAGE, ids=lambda x: getattr(x, "__name__", x))
+def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(
+    damaged_folder: Path, state: TrainState, damage: Callable[[Path], None], pattern: str,
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    damage(of_step_2(damaged_folder, pattern))
     checkpoints = Checkpoints(damaged_folder)
-    with pytest.raises(STGTError, match="incomplete or damaged") as error:
+    restored, loader_state = checkpoints.restore(abstract_state(STGT(MODEL), CONFIG, one_device()), MODEL)
+    assert checkpoints.latest_step == 1
+    checkpoints.close()
+    assert_equal(restored, state)
+    assert loader_state == {"place": 1}
+    aside = damaged_folder / "damaged_checkpoints" / "2"
+    assert aside.is_dir()
+    (warning,) = [record.message for record in caplog.records if record.name.startswith("stgt_jax")]
+    assert f"it is now {aside}, and the run continues from step 1" in warning
+    assert f"{damaged_folder}/checkpoints/2" in warning
+    assert "\n" not in warning
+    assert "Event loop" not in capfd.readouterr().err
+
+
+def test_damage_that_takes_nothing_from_the_state_does_no_harm(damaged_folder: Path, state: TrainState) -> None:
+    for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        for file in (damaged_folder / "checkpoints" / "2").rglob(name):
+            file.unlink()
+    checkpoints = Checkpoints(damaged_folder)
+    restored, loader_state = checkpoints.restore(abstract_state(STGT(MODEL), CONFIG, one_device()), MODEL)
+    checkpoints.close()
+    assert_equal(restored, state)
+    assert loader_state == b"\x00place\xff"
+
+
+def test_checkpoint_whose_scores_are_damaged_counts_as_not_validated(tmp_path: Path) -> None:
+    state = TrainState(step=jnp.int32(0), params={"kernel": jnp.ones(3)}, frozen={}, opt_state=())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {}, {"t2v_r1": 1.0})
+    checkpoints.save(2, state, {}, {"t2v_r1": 2.0})
+    checkpoints.close()
+    cut(of_step_2(tmp_path, "metrics/metrics"))
+    checkpoints = Checkpoints(tmp_path)
+    assert (checkpoints.best_step, checkpoints.latest_step) == (1, 2)
+    checkpoints.close()
+
+
+def test_only_damaged_checkpoints_are_an_error_that_names_them_and_they_stay(damaged_folder: Path) -> None:
+    for step in ("1", "2"):
+        shutil.rmtree(damaged_folder / "checkpoints" / step / "optimizer")
+    checkpoints = Checkpoints(damaged_folder)
+    with pytest.raises(STGTError, match="holds no whole checkpoint; start the run again in another --workdir") as error:
         checkpoints.restore(abstract_state(STGT(MODEL), CONFIG, one_device()), MODEL)
     checkpoints.close()
-    assert str(optimizer) in one_line(error)
+    for step in ("1", "2"):
+        assert str(damaged_folder / "checkpoints" / step / "optimizer") in one_line(error)
+        assert (damaged_folder / "checkpoints" / step).is_dir()
+
+
+def test_damaged_checkpoints_of_one_step_are_all_kept(damaged_folder: Path, state: TrainState) -> None:
+    for _ in range(2):
+        shutil.rmtree(damaged_folder / "checkpoints" / "2" / "loader")
+        checkpoints = Checkpoints(damaged_folder)
+        checkpoints.restore(abstract_state(STGT(MODEL), CONFIG, one_device()), MODEL)
+        checkpoints.save(2, state, {})
+        checkpoints.close()
+    assert {path.name for path in (damaged_folder / "damaged_checkpoints").iterdir()} == {"2", "2.1"}

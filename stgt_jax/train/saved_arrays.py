@@ -1,0 +1,140 @@
+"""Reading what Orbax wrote for one checkpoint: nested dicts of arrays, and JSON. Damage is noticed and named."""
+
+import contextlib
+import gc
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from stgt_jax.errors import STGTError
+from stgt_jax.exported import WEIGHTS_NAME
+from stgt_jax.run_folder import CONFIG_NAME
+
+
+class DamagedCheckpoint(STGTError):  # noqa: N818  (what was found, not what went wrong here)
+    """A part of a checkpoint is missing, cannot be read, or is not what was saved."""
+
+
+def restore_arrays(folder: epath.Path, template: Any) -> Any:
+    """Reads nested dicts of arrays into the shapes, dtypes and layout of `template`, and checks their checksum.
+
+    Raises:
+      DamagedCheckpoint: as its name says.
+      STGTError: the shapes are not those of the template.
+    """
+    arrays = read_arrays(folder, template)
+    verify(folder, arrays, read_json(folder.parent / "checksums"))
+    return cast_arrays(arrays, template)
+
+
+def read_arrays(folder: epath.Path, template: Any) -> Any:
+    """Like `restore_arrays`, but unchecked and in the dtypes that were saved, as the checksum is of those numbers.
+
+    A frozen matrix in bfloat16 may train in this run, or the other way round. Processes need not wait for each other.
+    """
+    saved = saved_shapes(folder)
+    check_same_shapes(folder, saved, template)
+    as_saved = jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding), template, saved)
+    with _damage_named(folder):
+        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(as_saved))
+
+
+def cast_arrays(arrays: Any, template: Any) -> Any:
+    """Returns the arrays in the dtypes of `template`."""
+    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), arrays, template)
+
+
+def verify(folder: epath.Path, arrays: Any, checksums: Any) -> None:
+    """Raises DamagedCheckpoint where the arrays do not have the checksum that was saved; all processes must call it."""
+    with _damage_named(folder):
+        saved = checksums[folder.name]
+    if int(checksum(arrays)) != saved:
+        raise _damaged(folder, ValueError("its numbers are not those that were saved"))
+
+
+def saved_shapes(folder: epath.Path) -> Any:
+    """Returns the shapes and dtypes of the arrays in a folder. Raises DamagedCheckpoint."""
+    with _damage_named(folder):
+        return ocp.StandardCheckpointHandler().metadata(folder).tree
+
+
+def read_json(folder: epath.Path) -> Any:
+    """Returns the JSON value in a folder. Raises DamagedCheckpoint."""
+    with _damage_named(folder):
+        return ocp.JsonCheckpointHandler().restore(folder, args=ocp.args.JsonRestore())
+
+
+def json_checksum(value: Any) -> int:
+    """Returns the CRC-32 of a JSON value."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """A uint32 that any one damaged number changes, the same in every layout; leaves have dtypes of 4 or 2 bytes.
+
+    It sums the bits of the numbers times odd weights, which differ by position: sums of integers have no rounding, and
+    an odd weight loses no bit modulo 2**32.
+    """
+    total = jnp.uint32(0)
+    for index, leaf in enumerate(jax.tree.leaves(tree)):
+        position = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            position = position * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+        total += (2 * index + 1) * jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+    return total
+
+
+def check_same_shapes(folder: epath.Path, saved: Any, template: Any) -> None:
+    """Raises STGTError naming the first array whose shape in the checkpoint is not that of the template."""
+    there = {"/".join(path): tuple(leaf.shape) for path, leaf in flatten_dict(saved).items()}
+    here = {"/".join(path): tuple(leaf.shape) for path, leaf in flatten_dict(template).items()}
+    different = next((name for name in [*here, *there] if here.get(name) != there.get(name)), None)
+    if different is None:
+        return
+    if folder.name == "optimizer":
+        mend = f"it was trained with other frozen parts or options; use --weights.initial {folder.parent}"
+    else:
+        place = folder.parent if folder.name == WEIGHTS_NAME else folder.parents[2]
+        mend = f"these weights are of another model size; use the config in {place / CONFIG_NAME}"
+    shapes = [f"shape {tree[different]}" if different in tree else "missing" for tree in (there, here)]
+    raise STGTError(f"{folder.parent}: {different} is {shapes[0]} there and {shapes[1]} in this model: {mend}")
+
+
+@contextlib.contextmanager
+def _damage_named(folder: epath.Path) -> Iterator[None]:
+    """Turns whatever the storage library makes of a damaged file into DamagedCheckpoint."""
+    try:
+        yield
+        return
+    except Exception as error:
+        damaged = _damaged(folder, error)
+    _end_abandoned_reads()
+    raise damaged
+
+
+def _end_abandoned_reads() -> None:
+    """Deletes the reads that the storage library gave up, without their complaints on standard error.
+
+    Those complain when they are deleted, and their threads when they find that nobody waits for them any more.
+    """
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    gc.collect()
+    sys.unraisablehook = lambda raised: None if str(raised.exc_value) == "Event loop is closed" else before(raised)
+
+
+def _damaged(folder: epath.Path, error: Exception) -> DamagedCheckpoint:
+    reason = next(iter(str(error).splitlines()), "")[:200]
+    return DamagedCheckpoint(
+        f"{folder}: cannot be read, it is incomplete or damaged ({type(error).__name__}: {reason}); give another"
+        " checkpoint; a run that is resumed continues from the newest whole one"
+    )
