@@ -10,7 +10,7 @@ MINOR = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:
 LOCK = $(wildcard requirements/lock-$(MINOR).txt)
 INSTALL = $(BIN)/python -m pip install --quiet $(LOCK:%=--constraint %)
 
-.PHONY: install demo weights check test lint format lock clean
+.PHONY: install demo weights check test faults lint format lock clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -30,6 +30,11 @@ check: lint
 # The longest files come first (tests/conftest.py); xdist's own order is by the number of tests.
 test: lint $(VENV)/.installed-compilers $(VENV)/.installed-oracles
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# What users' machines do to a program, done to real processes; prints a table. FAULTS=--short takes 3 minutes.
+faults: export PYTHONPATH := .:tests:tests/experiments
+faults: $(VENV)/.installed-test
+	$(BIN)/python tests/faults/run.py $(FAULTS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

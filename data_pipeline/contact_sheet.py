@@ -2,6 +2,7 @@
 
 import base64
 import html
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,15 @@ _STYLE = (
 
 
 def write_contact_sheet(
-    path: str | Path, config: DataConfig, split: str, *, count: int, seed: int, num_frames: int, image_size: int
+    path: str | Path,
+    config: DataConfig,
+    split: str,
+    *,
+    records: Sequence[int] | None = None,
+    count: int,
+    seed: int,
+    num_frames: int,
+    image_size: int,
 ) -> int:
     """Writes the page, and returns the number of records on it.
 
@@ -31,7 +40,8 @@ def write_contact_sheet(
       path: of the HTML file.
       config: options of the loader, augmentation included.
       split: name of the split.
-      count: number of records.
+      records: their numbers; by default random ones.
+      count: number of random records.
       seed: of their choice and augmentation.
       num_frames: T, frames of a clip.
       image_size: their side, pixels.
@@ -43,10 +53,14 @@ def write_contact_sheet(
         raise DataError(
             f"'{config.shards}' holds tokens of a vision encoder, not pictures; show the shards they are of"
         )
-    examples = list(example_clips(config, split, count, seed, num_frames=num_frames, image_size=image_size))
+    examples = list(
+        example_clips(config, split, count, seed, records=records, num_frames=num_frames, image_size=image_size)
+    )
     tokenizer = load_tokenizer(epath.Path(config.shards) / VOCAB_NAME)
     sections = [_section(*example, tokenizer) for example in examples]
-    title = html.escape(f"{config.shards}, split {split}: {len(sections)} random records")
+    title = html.escape(
+        f"{config.shards}, split {split}: {len(sections)} {'random ' if records is None else ''}records"
+    )
     page = (
         f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1>{''.join(sections)}"

@@ -27,15 +27,19 @@ _HINT = "; the same command goes on with the shards that are finished"
 
 @contextlib.contextmanager
 def stopping_in_good_order() -> Iterator[None]:
-    """Makes SIGTERM end the build as an exception does, so that its workers end and files are whole."""
+    """Makes SIGTERM and SIGHUP end the build as an exception does, so that its workers end and files are whole."""
     if threading.current_thread() is not threading.main_thread():  # Python calls handlers in the main thread alone
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # as `nohup` sets it
+    for number in taken:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number in taken:
+            signal.signal(number, before[number] or signal.SIG_DFL)  # None: of another language
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from data_pipeline.order import (
     batch_shares,
     common_videos,
 )
-from data_pipeline.processes import start_worker
+from data_pipeline.processes import start_resource_tracker, start_worker
 from data_pipeline.questions import read_questions
 from data_pipeline.sampling import nearest_frames, train_frames, wrong_time_order
 from data_pipeline.shards import VOCAB_NAME, ShardSource, VideoRecord, open_shards
@@ -55,11 +55,12 @@ class TrainLoader:
     def __init__(
         self,
         batches: grain.MapDataset,
+        mixture: Mixture,
         config: DataConfig,
         sources: list[ShardSource],
         identity: Mapping[str, Any],
     ) -> None:
-        self._batches = batches
+        self._batches, self._mixture = batches, mixture
         self._num_workers, self._max_bad_records = config.num_workers, config.max_bad_records
         self._sources = sources
         self._identity = dict(identity)
@@ -83,6 +84,22 @@ class TrainLoader:
     def num_bad_records(self) -> int:
         """The damaged records that were left out so far, each counted once."""
         return len(self._bad_records)
+
+    def origin(self) -> Callable[[], dict[str, list[int]]]:
+        """Returns a function that tells what the global batch of which the last one is a part was made of.
+
+        It returns the numbers of the records, by their folder: what `stgt data show --records` takes.
+        """
+        number = self._next_batch - 1
+
+        def records() -> dict[str, list[int]]:
+            of_folder: dict[str, list[int]] = {}
+            for part, record in self._mixture.records(number):
+                source = self._sources[part]
+                of_folder.setdefault(f"{source.shards}/{source.split}", []).append(int(record))
+            return of_folder
+
+        return records
 
     def get_state(self) -> dict[str, Any]:
         """Returns a dict for JSON. `set_state` continues from it with the same batches."""
@@ -122,6 +139,7 @@ class TrainLoader:
             return iter(remaining)
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which only absl's own app.run parses
             flags.FLAGS(["stgt"])
+        start_resource_tracker()
         workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
         return iter(remaining.mp_prefetch(workers, worker_init_fn=start_worker))
 
@@ -212,7 +230,7 @@ def train_loader(
     identity = {"split": split, "num_examples": num_examples[0], "global_batch_size": global_batch, "seed": seed}
     if len(sources) > 1:
         identity |= {"mix_num_examples": num_examples[1:], "mix_shares": shares}
-    return TrainLoader(batches, config, sources, identity)
+    return TrainLoader(batches, mixture, config, sources, identity)
 
 
 def num_epoch_examples(config: DataConfig, source: ShardSource) -> int:
@@ -258,15 +276,23 @@ def eval_batches(
 
 
 def example_clips(
-    config: DataConfig, split: str, count: int, seed: int, *, num_frames: int, image_size: int
+    config: DataConfig,
+    split: str,
+    count: int,
+    seed: int,
+    *,
+    records: Sequence[int] | None = None,
+    num_frames: int,
+    image_size: int,
 ) -> Iterator[tuple[VideoRecord, dict[str, np.ndarray], np.ndarray]]:
-    """Yields random records, to be looked at: (record, what training makes of it, frames of evaluation).
+    """Yields records to be looked at, random or given ones: (record, what training makes of it, frames of evaluation).
 
     Args:
       config: the loader's options.
       split: name of the split.
       count: records; of fewer, all.
       seed: of the choice and the augmentation.
+      records: the numbers of those to yield, instead of random ones.
       num_frames: T.
       image_size: H = W, pixels.
 
@@ -279,7 +305,13 @@ def example_clips(
     """
     source = _open(config, config.shards, split, num_frames, image_size)
     rng = np.random.default_rng(seed)
-    for index in np.sort(rng.choice(len(source), min(count, len(source)), replace=False)).tolist():
+    if records is None:
+        records = np.sort(rng.choice(len(source), min(count, len(source)), replace=False)).tolist()
+    if beyond := [index for index in records if not 0 <= index < len(source)]:
+        raise DataError(
+            f"record {beyond[0]} is not in '{source.shards}', split '{split}': it has 0 to {len(source) - 1}"
+        )
+    for index in records:
         record = source[index]
         text = _TextChoice(config, source, {})
         example = _train_clip(config, source, num_frames, image_size, text, (index, record), rng)

@@ -208,6 +208,11 @@ class Mixture:
                 position = _next_other(part, position + part.share, held)
         return {**example, BAD_RECORDS: np.array(bad + [-1] * (MAX_BAD_IN_A_ROW - len(bad)), np.int64)}
 
+    def records(self, batch: int) -> list[tuple[int, int]]:
+        """Returns the number of the part and of the record of each example of a batch, damaged records included."""
+        placed = enumerate(self._positions_of(batch))
+        return [(number := self._part_number(place), self._parts[number].record(at)) for place, at in placed]
+
     def _part_number(self, place: int) -> int:
         return int(np.searchsorted(self._ends, place, side="right"))
 

@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
@@ -13,7 +14,7 @@ from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
 _Item = TypeVar("_Item")
-_STOPS = (signal.SIGTERM, signal.SIGINT)
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _is_stopped = False  # whether the parent has set `stop`, as the handler of this worker's signal saw it
 _is_calling = False  # whether this worker is within `call_until_stopped`
 
@@ -23,9 +24,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def start_worker(*_: object) -> None:
     """Prepares a worker process, as the function that a pool of processes calls first in each.
 
-    The worker ignores SIGTERM and SIGINT: a scheduler sends the one, and Ctrl-C the other, to every process of a job,
-    but the parent still needs results to end in good order. The worker ends when its parent ends, even if that is
-    killed; else it would wait for ever to hand over its next result.
+    The worker ignores SIGTERM, SIGINT and SIGHUP: a scheduler, Ctrl-C, or the end of a terminal sends them to every
+    process of a job, but the parent still needs results to end in good order. The worker ends when its parent ends,
+    even if that is killed; else it would wait for ever to hand over its next result.
     """
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
@@ -59,21 +60,39 @@ def call_until_stopped(function: Callable[..., Any], *args: Any) -> Any:
         _is_calling = False
 
 
+def start_resource_tracker() -> None:
+    """Starts the process of `multiprocessing` that removes what this one leaves in shared memory if it is killed.
+
+    It does so without its warnings, which would come after the last line of a command that was interrupted. It ignores
+    SIGHUP, as it does SIGINT and SIGTERM: the end of a terminal would else end it before this process.
+    """
+    quiet = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(quiet)  # from which it takes its options
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if in_main_thread else None
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(quiet)
+        if in_main_thread:
+            signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def no_signal_while_starting() -> Iterator[None]:
-    """Holds back SIGTERM and SIGINT, as `hold_signals`, while worker processes are started inside.
+    """Holds back signals, as `hold_signals`, while worker processes are started inside.
 
-    Workers start with both blocked: else Ctrl-C, which goes to all processes of a terminal, ends one that has not got
+    Workers start with them blocked: else Ctrl-C, which goes to all processes of a terminal, ends one that has not got
     to `start_worker` yet. This process does not leave one half started.
     """
-    resource_tracker.ensure_running()  # `multiprocessing` starts it with the first worker, and lets all signals in then
+    start_resource_tracker()  # `multiprocessing` starts it with the first worker, and lets all signals in then
     with hold_signals():
         yield
 
 
 @contextlib.contextmanager
 def hold_signals() -> Iterator[None]:
-    """Holds back SIGTERM and SIGINT inside: they take effect at the end."""
+    """Holds back SIGTERM, SIGINT and SIGHUP inside: they take effect at the end."""
     held: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # of this thread; others still take signals for it
     handlers = {}

@@ -5,7 +5,6 @@ The layout and the style of the page are in report.html beside this file.
 
 import base64
 import html
-import json
 import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from stgt_jax.errors import STGTError
 from stgt_jax.eval.captioning import CaptioningResult, describe_metrics
 from stgt_jax.eval.metrics import RECALLS
 from stgt_jax.eval.retrieval import RetrievalResult, time_order_metrics
+from stgt_jax.train.json_lines import read_line
 
 NUM_QUERIES = 6
 NUM_HITS = 5
@@ -81,7 +81,7 @@ def read_curve(path: str | Path) -> list[dict[str, float]]:
       STGTError: the file is missing or is not in the format JSON lines.
     """
     try:
-        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+        return [read_line(line) for line in Path(path).read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise STGTError(f"'{path}' cannot be read as the metrics of a run ({error}); train again") from error
 

@@ -19,6 +19,7 @@ GraphImplementation = Literal["auto", "dense", "banded", "pallas_tpu", "pallas_g
 Objective = Literal["alignment", "captioning", "answering"]
 BestMetric = Literal["t2v_r1", "reranked_t2v_mean_recall", "cider_d", "answer_accuracy"]
 Dtype = Literal["float32", "bfloat16"]
+NonfinitePolicy = Literal["stop", "skip"]
 
 BEST_METRICS: dict[str, tuple[str, ...]] = {  # by objective
     "alignment": ("t2v_r1", "reranked_t2v_mean_recall"),
@@ -273,6 +274,9 @@ class TrainConfig:
     # Of the validation. reranked_t2v_mean_recall is the mean of R@1, 5 and 10 of videos, after re-ranking; cider_d is
     # for the objective captioning, answer_accuracy for answering.
     best_metric: BestMetric = "t2v_r1"
+    # A step whose loss or gradient is not finite ends the run, or changes nothing and is skipped.
+    on_nonfinite: NonfinitePolicy = "stop"
+    max_skipped_steps: int = 10  # of a run, with on_nonfinite="skip"; one more ends it
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -280,7 +284,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_positive("train", self, "num_steps", "batch_size", "accumulation_steps", "log_every",
                        "checkpoint_every", "keep_last", "keep_best")  # fmt: skip
-        check_not_negative("train", self, "eval_every")
+        check_not_negative("train", self, "eval_every", "max_skipped_steps")
         check_choices("train", self)
         check(
             self.batch_size % self.accumulation_steps == 0,

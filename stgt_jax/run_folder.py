@@ -35,6 +35,7 @@ PathLike = str | os.PathLike[str]
 _ONLY_HOW = ("model.graph.implementation", "model.scan_layers", "model.remat")
 _FREE_ON_RESUME = (
     *_ONLY_HOW, "train.mesh.*", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_*",
+    "train.on_nonfinite", "train.max_skipped_steps",
     "data.num_workers", "data.shards", "data.mix_shards", "data.max_bad_records",
     "weights.*", "weights_origin.*", "vocab_from_data", "needs_initial_weights",
 )  # fmt: skip

@@ -88,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except STGTError as error:
         print("stgt: error:", *str(error).splitlines(), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stgt: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"stgt: {interrupt}" if interrupt.args else "stgt: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         if not _output_is_closed():

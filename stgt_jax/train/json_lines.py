@@ -1,15 +1,20 @@
-"""A file with a JSON object on each line that grows with a run, in a folder or in a bucket."""
+"""A file with a JSON object on each line that grows with a run, in a folder or in a bucket.
+
+JSON has no numbers that are not finite: they are written as null, and read as NaN.
+"""
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
 from stgt_jax.checks import in_bucket
 from stgt_jax.run_folder import write_whole
 
-Line = Mapping[str, float]
+Line = Mapping[str, Any]
 
 
 class JsonLines:
@@ -21,7 +26,7 @@ class JsonLines:
 
     def __init__(self, path: epath.Path, lines: Sequence[Line]) -> None:
         """Opens a file that holds these lines and no others."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        text = "".join(_as_text(line) for line in lines)
         write_whole(path, text.encode())
         self._path, self._in_bucket = path, in_bucket(path)
         self._file = io.StringIO() if self._in_bucket else path.open("a")
@@ -30,7 +35,7 @@ class JsonLines:
 
     def append(self, step: int, values: Line) -> None:
         """Appends a line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(_as_text({"step": step, **values}))
         if not self._in_bucket:
             self._file.flush()
 
@@ -45,14 +50,24 @@ class JsonLines:
         self._file.close()
 
 
-def lines_until(path: epath.Path, step: int) -> list[dict[str, float]]:
+def read_line(text: str) -> dict[str, Any]:
+    """Returns the values of a line. Raises ValueError where it is not whole."""
+    return {name: math.nan if value is None else value for name, value in json.loads(text).items()}
+
+
+def lines_until(path: epath.Path, step: int) -> list[dict[str, Any]]:
     """Returns the lines of such a file up to `step`, without a last line that was cut off."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = read_line(text)
+        except ValueError:
             continue
         if line["step"] <= step:
             lines.append(line)
     return lines
+
+
+def _as_text(line: Line) -> str:
+    finite = {n: None if isinstance(x, float) and not math.isfinite(x) else x for n, x in line.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"

@@ -7,6 +7,7 @@ When a run is resumed from a checkpoint, both lose the lines of the steps after 
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 
@@ -121,4 +122,6 @@ class RunLog:
     def _plot(self, step: int, values: Mapping[str, float]) -> None:
         if self._writes:
             for name, value in values.items():
+                if not math.isfinite(value):
+                    continue
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)

@@ -5,10 +5,8 @@ Steps count from 1, so that step n, line n of metrics.jsonl and checkpoint n all
 
 import contextlib
 import logging
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -25,11 +23,13 @@ from stgt_jax.run_folder import PathLike, Provenance, check_resume, folder_path,
 from stgt_jax.sharding import shard_batch
 from stgt_jax.train.checkpoint import Checkpoints
 from stgt_jax.train.log import RunLog
+from stgt_jax.train.loss_watch import LossWatch
 from stgt_jax.train.performance import StepTimer
 from stgt_jax.train.profile import StepTrace
 from stgt_jax.train.run_lock import locked
 from stgt_jax.train.state import TrainState, abstract_state, init_state, mesh_for
 from stgt_jax.train.step import make_train_step
+from stgt_jax.train.stop_requests import stop_requests
 from stgt_jax.train.supervisor import Evaluate, Supervisor
 
 InitialParams = Callable[[Mesh], Any]
@@ -44,6 +44,9 @@ class TrainIterator(Protocol):
 
     def get_state(self) -> Any:
         """Returns the position in the data."""
+
+    def origin(self) -> Callable[[], Mapping[str, Any]]:
+        """Returns a function that tells, in values for JSON, what the last global batch was made of."""
 
     def set_state(self, state: Any) -> None:
         """Continues from a position that `get_state` returned."""
@@ -90,8 +93,9 @@ def train(
     Raises:
       STGTError: a workdir that is in use, was started with other options, or cannot be written to; weights that do not
         fit the model; data that ends; a loss that is not finite; steps to trace that the run does not have.
-      Preempted: the run was asked to stop, by SIGTERM to any process or a TPU's maintenance event: after the running
-        step and the time to write its checkpoint.
+      Preempted: the run was asked to stop, by SIGTERM or SIGHUP to any process or a TPU's maintenance event: after the
+        running step and the time to write its checkpoint.
+      KeyboardInterrupt: likewise, by SIGINT. The second SIGINT ends the process at once.
 
     A process of several that loses another one ends: see `ending_with_its_peers`.
     """
@@ -104,7 +108,7 @@ def train(
     with (
         ending_with_its_peers(),
         locked(workdir),
-        _stop_requests() as stop_requested,
+        stop_requests() as requests,
         StepTimer() as timer,
         contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best, config.best_metric)) as checkpoints,
     ):
@@ -115,17 +119,21 @@ def train(
         start = int(state.step)
         if jax.process_index() == 0:
             write_run(workdir, content, provenance.vocab)
-        with RunLog(workdir, start, config, timer, resume=resume or start > 0) as log, trace:
+        with (
+            contextlib.closing(LossWatch(workdir, start, config)) as watch,
+            RunLog(workdir, start, config, timer, resume=resume or start > 0) as log,
+            trace,
+        ):
             supervisor = Supervisor(
-                config, checkpoints, log, timer, trace,
-                start=start, data_state=train_iterator.get_state, evaluate=evaluate, stop_requested=stop_requested,
+                config, checkpoints, log, timer, trace, watch,
+                start=start, data_state=train_iterator.get_state, evaluate=evaluate, requests=requests,
             )  # fmt: skip
             for step in supervisor.steps:
                 with supervisor.step(step):
                     with supervisor.waiting_for_input():
                         batch = shard_batch(_next_batch(train_iterator, step), mesh)
                     state, metrics = train_step(state, batch)
-                supervisor.after_step(step, state, metrics)
+                supervisor.after_step(step, state, metrics, train_iterator.origin())
         checkpoints.wait()
         return log.final
 
@@ -172,20 +180,3 @@ def _next_batch(train_iterator: TrainIterator, step: int) -> Mapping[str, np.nda
         return next(train_iterator)
     except StopIteration:
         raise STGTError(f"the training data ended before step {step}; it must repeat without end") from None
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets while inside, in a run of one process; of several, JAX's own handler tells all.
-
-    It is never set where Python cannot set a handler, in a thread.
-    """
-    requested = threading.Event()
-    if jax.distributed.is_initialized() or threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
-    try:
-        yield requested
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -28,7 +28,9 @@ def make_train_step(
     """Returns the jitted function (state, batch) -> (state, metrics).
 
     The batch is a global one, as `shard_batch` returns it. The state is consumed: its memory is reused. The metrics are
-    float32 scalars: those of `losses`, the learning rate, and the norm of the gradient before clipping.
+    float32 scalars: those of `losses`, the learning rate, and the norm of the gradient before clipping. With
+    `on_nonfinite="skip"` also "skipped", 1 where the loss or that norm is not finite: such a step changes nothing but
+    the number of steps.
 
     Raises:
       STGTError: B or T does not divide by the devices that split it.
@@ -52,6 +54,11 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(gradients)}
+        if config.on_nonfinite == "skip":
+            fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            new, old = (params, opt_state), (state.params, state.opt_state)
+            params, opt_state = jax.tree.map(functools.partial(jnp.where, fine), new, old)
+            metrics["skipped"] = 1.0 - fine
         return TrainState(state.step + 1, params, state.frozen, opt_state), metrics
 
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))

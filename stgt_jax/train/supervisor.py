@@ -6,8 +6,6 @@ while the next step runs.
 
 import contextlib
 import logging
-import math
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,13 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from stgt_jax.config import TrainConfig
-from stgt_jax.errors import Preempted, STGTError
+from stgt_jax.errors import STGTError
 from stgt_jax.train.checkpoint import Checkpoints
 from stgt_jax.train.log import RunLog
+from stgt_jax.train.loss_watch import LossWatch, Origin
 from stgt_jax.train.performance import StepTimer
 from stgt_jax.train.profile import StepTrace
 from stgt_jax.train.state import TrainState, merge_params
 from stgt_jax.train.step import Metrics
+from stgt_jax.train.stop_requests import StopRequests
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -38,11 +38,12 @@ class Supervisor:
         log: RunLog,
         timer: StepTimer,
         trace: StepTrace,
+        watch: LossWatch,
         *,
         start: int,
         data_state: Callable[[], Any],
         evaluate: Evaluate | None,
-        stop_requested: threading.Event,
+        requests: StopRequests,
     ) -> None:
         """Looks after the steps that follow step `start`.
 
@@ -52,16 +53,19 @@ class Supervisor:
           log: gets the metrics.
           timer: of this start of the run.
           trace: of the steps to trace, if any.
+          watch: looks at the loss of every step.
           start: the last step done.
           data_state: returns the position in the training data, to be saved with the state.
           evaluate: from all parameters to the metrics of a validation; None validates nothing.
-          stop_requested: set when the run is to stop after the running step.
+          requests: to stop after the running step.
         """
         trace.warn_if_past(start)
         self.steps = range(start + 1, config.num_steps + 1)
         self._config, self._checkpoints, self._log, self._timer, self._trace = config, checkpoints, log, timer, trace
-        self._data_state, self._evaluate, self._stop_requested = data_state, evaluate, stop_requested
-        self._running: tuple[int, Metrics] | None = None  # the step on the devices, and its metrics to come
+        self._watch = watch
+        self._data_state, self._evaluate, self._requests = data_state, evaluate, requests
+        # The step on the devices, its metrics to come, and what its batch was made of.
+        self._running: tuple[int, Metrics, Origin] | None = None
 
     def step(self, step: int) -> contextlib.AbstractContextManager[None]:
         """Surrounds the lines that get the batch of `step` and start its computation."""
@@ -71,19 +75,19 @@ class Supervisor:
         """Surrounds the line that gets the batch of a step and puts it on the devices."""
         return self._timer.waiting_for_input()
 
-    def after_step(self, step: int, state: TrainState, metrics: Metrics) -> None:
+    def after_step(self, step: int, state: TrainState, metrics: Metrics, origin: Origin) -> None:
         """Logs the step before; after `step`, validates, saves and stops where that is due.
 
         Raises:
           STGTError: a loss, a gradient or a weight is not finite.
-          Preempted: the run was asked to stop, and has saved a checkpoint.
+          Preempted, KeyboardInterrupt: the run was asked to stop, and has saved a checkpoint.
         """
         self._timer.step_started(metrics)
         self._log_running_step()
-        self._running = step, metrics
+        self._running = step, metrics, origin
         validates = self._evaluate is not None and self._is_due(step, self._config.eval_every)
         # Every process must ask after every step: they agree on the step to stop after.
-        asked = self._checkpoints.reached_preemption(step) or self._stop_requested.is_set()
+        asked = self._checkpoints.reached_preemption(step) or self._requests.requested
         stops = asked and step < self._config.num_steps
         saves = stops or validates or self._is_due(step, self._config.checkpoint_every)
         if saves or self._trace.begins_or_ends_after(step):
@@ -100,15 +104,14 @@ class Supervisor:
         return step == self._config.num_steps or (every > 0 and step % every == 0)
 
     def _log_running_step(self) -> None:
-        """Waits for the metrics of the step on the devices, logs them, and ends the run where they are not finite."""
+        """Waits for the metrics of the step on the devices, logs them, and ends the run where the loss is broken."""
         if self._running is None:
             return
-        (step, metrics), self._running = self._running, None
+        (step, metrics, origin), self._running = self._running, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._log.step(step, values)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(values[name]):
-                raise self._diverged(f"{name} is {values[name]} at step {step}")
+        if broken := self._watch.check(step, values, origin):
+            raise self._diverged(broken)
 
     def _validate(self, evaluate: Evaluate, step: int, state: TrainState) -> Mapping[str, float]:
         validation = evaluate(merge_params(state.params, state.frozen))
@@ -123,10 +126,10 @@ class Supervisor:
         self._checkpoints.save(step, state, self._data_state(), validation, preempted=preempted)
 
     def _stop(self, step: int) -> None:
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not self._requests.interrupted:
             _log.info("asked to stop: writing the checkpoint of step %d", step)
         self._checkpoints.wait()
-        raise Preempted(
+        self._requests.stop(
             f"stopped as asked, with {self._checkpoints.path(step)} saved; the same command continues from there"
         )
 
@@ -134,7 +137,10 @@ class Supervisor:
         self._checkpoints.wait()
         newest = self._checkpoints.latest_step
         good = f"last good checkpoint: {self._checkpoints.path(newest)}" if newest else "no checkpoint was saved before"
-        mend = "lower optimizer.peak_learning_rate, lengthen the warm-up, or look at the data"
+        mend = (
+            "lower optimizer.peak_learning_rate, lengthen the warm-up, look at the data, or give"
+            " --train.on_nonfinite skip"
+        )
         return STGTError(f"{what}; {good}; {mend}")
 
 

@@ -200,6 +200,23 @@ def test_state_of_another_run_is_refused(config, batch_size, seed, name):
         loader.set_state(state)
 
 
+def test_origin_names_the_records_of_the_global_batch(config, captions_config):
+    both = dataclasses.replace(config, mix_shards=(captions_config.shards,), num_workers=0)
+    with train_loader(both, "train", 6, 0, **SIZES) as loader, train_loader(both, "train", 3, 0, **SIZES,
+                      process_index=1, process_count=2) as second:  # fmt: skip
+        for _ in range(5):
+            batch, of_batch, _, of_both = next(loader), loader.origin(), next(second), second.origin()
+            next(loader)
+            records = of_batch()
+            assert records == of_both()
+            assert list(records) == [f"{config.shards}/train", f"{captions_config.shards}/train"]
+            sources = [open_shards(folder.removesuffix("/train"), "train") for folder in records]
+            named = [source[n] for source, numbers in zip(sources, records.values(), strict=True) for n in numbers]
+            for ids, record in zip(batch["input_ids"], named, strict=True):
+                assert ids.tolist() in record.input_ids.tolist()
+            next(second)
+
+
 def test_evaluation_gives_each_clip_once_in_order_and_pads_the_last_batch(config):
     batches = list(eval_batches(config, "train", 8, **SIZES))
     assert [batch["valid"].tolist() for batch in batches] == [[True] * 8, [True] * 8, [True] * 6 + [False] * 2]

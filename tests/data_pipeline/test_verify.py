@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -222,4 +223,9 @@ def test_contact_sheet_shows_frames_captions_and_tokens(whole, tmp_path):
     page = (tmp_path / "a.html").read_text()
     assert shown == 5 and page.count("<section>") == 5
     assert page.count("data:image/png;base64,") == 5 * 2 * 2
+    write_contact_sheet(tmp_path / "b.html", config, "train", records=[3, 1], count=5, seed=0, **SIZES)
+    ids = re.findall("<h2>(.*?)</h2>", (tmp_path / "b.html").read_text())
+    assert ids == [open_shards(whole, "train")[number].video_id for number in (3, 1)]
+    with pytest.raises(DataError, match=r"record 99 is not in '.*', split 'train': it has 0 to \d+"):
+        write_contact_sheet(tmp_path / "c.html", config, "train", records=[99], count=5, seed=0, **SIZES)
     assert "“a red circle”" in page and "[CLS]</span>" in page and "kept frames 0, " in page

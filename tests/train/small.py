@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,23 +48,30 @@ class Batches:
     """Batch n is that of seed n, for ever. The video is of floats, so that one can be a NaN without a new compilation.
 
     `poisoned` is the step (from 1) whose video has a NaN, `dies_at` the one whose batch never comes, `stops_at` the one
-    with whose batch SIGTERM comes.
+    with whose batch a signal comes, by default SIGTERM.
     """
 
-    def __init__(self, *, poisoned: int = 0, dies_at: int = 0, stops_at: int = 0) -> None:
+    def __init__(
+        self, *, poisoned: int = 0, dies_at: int = 0, stops_at: int = 0, signal_number: int = signal.SIGTERM
+    ) -> None:
         self.taken, self.poisoned, self.dies_at, self.stops_at = 0, poisoned, dies_at, stops_at
+        self.signal_number = signal_number
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.taken += 1
         if self.taken == self.dies_at:
             raise KeyboardInterrupt
         if self.taken == self.stops_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal_number)
         batch = make_batch(self.taken)
         batch["video"] = batch["video"].astype(np.float32) / 255
         if self.taken == self.poisoned:
             batch["video"][3, 2, 5, 5, 1] = np.nan
         return batch
+
+    def origin(self) -> Callable[[], dict[str, int]]:
+        number = self.taken
+        return lambda: {"batch": number}
 
     def get_state(self) -> bytes:
         return str(self.taken).encode()

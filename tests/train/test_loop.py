@@ -11,13 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from small import Batches, small_model, small_training
 
-from stgt_jax.config import TrainConfig
+from stgt_jax.config import MeshConfig, TrainConfig
 from stgt_jax.errors import Preempted, STGTError
+from stgt_jax.mesh import make_mesh
+from stgt_jax.models.stgt import STGT
 from stgt_jax.run_folder import read_run
+from stgt_jax.sharding import shard_batch
 from stgt_jax.train.checkpoint import load_params
 from stgt_jax.train.loop import train
+from stgt_jax.train.loss_watch import LossWatch
+from stgt_jax.train.state import init_state
+from stgt_jax.train.step import make_train_step
 
 pytestmark = pytest.mark.slow
 MODEL = small_model()  # with dropout: the random numbers must go on too
@@ -159,10 +166,103 @@ def test_nan_stops_with_step_and_last_good_checkpoint(tmp_path: Path, step: int)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(good, MODEL)))
 
 
+def anomalies(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "anomalies.jsonl").read_text().splitlines()]
+
+
+def reject(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def test_batch_whose_loss_is_not_finite_is_named_and_the_log_stays_json(tmp_path: Path) -> None:
+    with pytest.raises(STGTError, match=rf"loss is nan at step 3 \(its batch: {tmp_path}/anomalies.jsonl\)"):
+        one_run(tmp_path, Batches(poisoned=3))
+    assert anomalies(tmp_path) == [{"step": 3, "what": "loss is nan", "loss": None, "batch": {"batch": 3}}]
+    for file in tmp_path.glob("*.jsonl"):
+        for line in file.read_text().splitlines():
+            json.loads(line, parse_constant=reject)
+
+
+def test_step_that_is_skipped_changes_nothing_and_the_run_goes_on(
+    whole_run: tuple[Path, dict[str, float]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    skipping = dataclasses.replace(CONFIG, on_nonfinite="skip", max_skipped_steps=1)
+    one_run(tmp_path / "sound", Batches(), skipping)
+    sound, whole = lines(tmp_path / "sound"), lines(whole_run[0])
+    assert [{n: x for n, x in line.items() if n != "skipped"} for line in sound] == whole
+    assert {line["skipped"] for line in sound if "loss" in line} == {0}
+
+    poisoned = tmp_path / "poisoned"
+    with pytest.raises(KeyboardInterrupt):
+        one_run(poisoned, Batches(poisoned=3, dies_at=6), skipping)
+    assert "loss is nan at step 3: skipped, 1 of at most 1" in caplog.text
+    one_run(poisoned, Batches(), skipping, resume=True)
+    assert [line["step"] for line in lines(poisoned) if line.get("skipped")] == [3]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(poisoned, MODEL)))
+    assert len(anomalies(poisoned)) == 1
+
+    again = tmp_path / "again"
+    with pytest.raises(KeyboardInterrupt):
+        one_run(again, Batches(poisoned=3, dies_at=5), skipping)
+    with pytest.raises(
+        STGTError, match=r"loss is nan at step 5, after train\.max_skipped_steps=1 steps that were skip"
+    ):
+        one_run(again, Batches(poisoned=5), skipping, resume=True)
+
+
+def test_skipped_step_leaves_weights_and_optimizer_to_the_bit() -> None:
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    skipping = dataclasses.replace(CONFIG, on_nonfinite="skip")
+    step, state = make_train_step(STGT(MODEL), skipping, mesh), init_state(STGT(MODEL), skipping, mesh)
+    batches = Batches(poisoned=2)
+    state, _ = step(state, shard_batch(next(batches), mesh))
+    before = jax.tree.map(np.array, (state.params, state.opt_state))
+    state, metrics = step(state, shard_batch(next(batches), mesh))
+    assert float(metrics["skipped"]) == 1 and not np.isfinite(float(metrics["loss"]))
+    assert int(state.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), before)
+
+
+def test_infinite_weight_ends_the_run_and_is_never_saved(tmp_path: Path) -> None:
+    def broken(mesh: Any) -> Any:
+        params = init_state(STGT(MODEL), CONFIG, mesh).params
+        return {**params, "temperature": params["temperature"] + np.inf}
+
+    with pytest.raises(STGTError, match="the weights are not finite after step 4"):
+        one_run(tmp_path, Batches(), initial_params=broken)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_sudden_rise_of_the_loss_is_logged_with_its_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watch = LossWatch(epath.Path(tmp_path), 0, CONFIG)
+    rng = np.random.default_rng(0)
+    for step in range(1, 60):
+        values = {"loss": 2.0 + 0.1 * rng.normal() + 5.0 * (step == 40), "grad_norm": 1.0}
+        assert watch.check(step, values, lambda step=step: {"shards/train": [step]}) == ""
+    watch.close()
+    (line,) = anomalies(tmp_path)
+    assert (line["step"], line["what"], line["batch"]) == (40, "loss rises", {"shards/train": [40]})
+    assert (
+        "at step 40; the mean of the 39 steps before is" in caplog.text
+        and str(tmp_path / "anomalies.jsonl") in caplog.text
+    )
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, Preempted)])
+def test_ctrl_c_and_a_lost_terminal_save_the_step_and_the_same_call_goes_on(
+    whole_run: tuple[Path, dict[str, float]], tmp_path: Path, number: int, kind: type[BaseException]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(kind, match=rf"stopped as asked, with {tmp_path}/checkpoints/3 saved"):
+        one_run(tmp_path, Batches(stops_at=3, signal_number=number))
+    assert signal.getsignal(number) is before
+    assert one_run(tmp_path, Batches()) == whole_run[1]
+
+
 def test_nan_before_any_checkpoint_says_so_and_resume_starts_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(STGTError, match="loss is nan at step 1; no checkpoint was saved before"):
+    with pytest.raises(STGTError, match=r"loss is nan at step 1 .*; no checkpoint was saved before"):
         one_run(tmp_path, Batches(poisoned=1), resume=True)
     assert "no checkpoint to resume from; starting from the beginning" in capsys.readouterr().err
 

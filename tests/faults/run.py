@@ -1,0 +1,75 @@
+"""Breaks real processes in every way that users' machines do, and prints what came of it: `make faults`."""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import kills
+import signals
+from lab import Lab, Row, make_data
+
+GROUPS = {"kills": [kills.training], "signals": [signals.stops]}
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| fault | tried | survived | lost | seconds to recover |", "|---|---|---|---|---|"]
+    for row in rows:
+        lost = "; ".join(row.lost) or ("not tried: " + row.not_tried if row.not_tried else "nothing")
+        seconds = f"{max(row.seconds):.1f}" if row.seconds else ""
+        lines.append(f"| {row.fault} | {row.tried} | {row.survived} | {lost} | {seconds} |")
+    return "\n".join(lines)
+
+
+def with_shared_memory_of_its_own() -> None:
+    """Starts this program again where /dev/shm holds nothing of others, if the system permits that."""
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs stgt_faults /dev/shm && exec "$0" "$@"']
+    if "STGT_FAULTS_INSIDE" in os.environ or not shutil.which("unshare"):
+        return
+    if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode == 0:
+        os.environ["STGT_FAULTS_INSIDE"] = "1"
+        os.execvp("unshare", [*mount, sys.executable, *sys.argv])
+    print("/dev/shm is shared with other programs, which must not use it meanwhile", file=sys.stderr)
+
+
+def main() -> int:
+    with_shared_memory_of_its_own()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="a few of each, in at most 3 minutes")
+    parser.add_argument("--only", default="", help="names of groups, with commas: " + ", ".join(GROUPS))
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments; printed")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    options = parser.parse_args()
+    names = options.only.split(",") if options.only else list(GROUPS)
+    print(f"seed {options.seed}", file=sys.stderr)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="stgt_faults_") as folder:
+        lab = Lab(Path(folder), options.short, random.Random(options.seed))
+        try:
+            make_data(lab)
+            for fault in [fault for name in names for fault in GROUPS[name]]:
+                began = time.monotonic()
+                rows += (made := fault(lab))
+                for row in made:
+                    print(dataclasses.asdict(row), file=sys.stderr, flush=True)
+                print(f"{fault.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        finally:
+            lab.close()
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    print(f"{platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}", file=sys.stderr)
+    return int(any(row.lost for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
