@@ -42,7 +42,7 @@ from experiments.commands.weights_convert import weights_convert
 from experiments.commands.weights_export import weights_export
 from experiments.commands.weights_push import weights_push
 from stgt_jax.checks import did_you_mean
-from stgt_jax.errors import Preempted, STGTError
+from stgt_jax.errors import Preempted, STGTError, StorageError
 
 COMMANDS: dict[str, Command] = {
     "demo": demo,
@@ -87,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"stgt: {stop}", file=sys.stderr)
     except STGTError as error:
         print("stgt: error:", *str(error).splitlines(), file=sys.stderr)
+        if isinstance(error, StorageError):
+            sys.stderr.flush()
+            os._exit(2)  # threads that still try to write could keep the process for ever
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"stgt: {interrupt}" if interrupt.args else "stgt: interrupted", file=sys.stderr)

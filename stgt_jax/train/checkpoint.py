@@ -15,7 +15,9 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.serialization
@@ -28,7 +30,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from stgt_jax.config import ModelConfig
-from stgt_jax.errors import STGTError
+from stgt_jax.errors import STGTError, StorageError
 from stgt_jax.exported import WEIGHTS_NAME, is_exported, read_weights
 from stgt_jax.models.stgt import STGT, param_shapes
 from stgt_jax.run_folder import PathLike, existing_folder, folder_path, read_run
@@ -39,6 +41,7 @@ from stgt_jax.train.saved_arrays import (
     check_same_shapes,
     checksum,
     json_checksum,
+    quiet_storage_library,
     read_arrays,
     read_json,
     restore_arrays,
@@ -48,6 +51,7 @@ from stgt_jax.train.saved_arrays import (
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, split_params
 
 _log = logging.getLogger(__name__)
+SAVE_LIMIT = 1200  # seconds that a checkpoint may take; the next one waits for it
 _PREEMPTED = "preempted"  # a note beside a checkpoint: it was saved because the run had to stop
 
 
@@ -93,9 +97,11 @@ class Checkpoints:
         # Named here, or Orbax warns of items that it cannot read.
         handlers = {"params": ocp.StandardCheckpointHandler(), "optimizer": ocp.StandardCheckpointHandler(),
                     "checksums": ocp.JsonCheckpointHandler(), "loader": ocp.JsonCheckpointHandler()}  # fmt: skip
+        quiet_storage_library()
         self._manager = _Manager(self._folder, options=options, item_handlers=handlers)
         self._manager.first_step = self._manager.latest_step() or 0
         self._unchecked: int | None = None  # the step of a checkpoint that was not yet read back
+        self._failed = False  # whether a write has failed
 
     @property
     def latest_step(self) -> int | None:
@@ -148,8 +154,10 @@ class Checkpoints:
           metrics: of a validation of this state, to choose the best checkpoint by.
           preempted: it is saved because the run was asked to stop, and is to be resumed when it is started again.
 
+        It waits for the checkpoint before this one, if that is still being written, but for `SAVE_LIMIT` at most.
+
         Raises:
-          STGTError: the checkpoint before this one cannot be read back.
+          StorageError: this checkpoint or the one before cannot be written, or not be read back.
         """
         if step in self._manager.all_steps():
             return
@@ -166,7 +174,8 @@ class Checkpoints:
             loader=ocp.args.JsonSave(loader),
         )
         notes = {_PREEMPTED: True} if preempted else None
-        self._manager.save(step, args=items, metrics=dict(metrics or {}), custom_metadata=notes)
+        with self._failure_named(step):
+            self._manager.save(step, args=items, metrics=dict(metrics or {}), custom_metadata=notes)
         self._unchecked = step
 
     def restore(self, template: TrainState, config: ModelConfig) -> tuple[TrainState, Any]:
@@ -244,23 +253,52 @@ class Checkpoints:
         self._manager.first_step = whole
 
     def wait(self) -> None:
-        """Returns when every checkpoint is written; raises STGTError where one cannot be found again."""
-        self._manager.wait_until_finished()
+        """Returns when every checkpoint is written.
+
+        Raises:
+          StorageError: one cannot be written within `SAVE_LIMIT`, or cannot be read back.
+        """
         step, self._unchecked = self._unchecked, None
+        with self._failure_named(step):
+            _in_time(self._manager.wait_until_finished, f"{self._folder}/{step}")
         if step is None or jax.process_index() != 0:
             return
         try:
             for item in ("params", "optimizer"):
                 saved_shapes(self.path(step) / item)
         except STGTError as error:
-            raise STGTError(
+            self._failed = True
+            raise StorageError(
                 f"the checkpoint of step {step} was written, but cannot be read back; the run ends before more is lost:"
                 f" {error}"
             ) from error
 
+    def check(self) -> None:
+        """Raises StorageError where a checkpoint that is written in the background has failed."""
+        with self._failure_named(self._unchecked):
+            self._manager.check_for_errors()
+
     def close(self) -> None:
-        """Waits for what is being written and ends the threads."""
-        self._manager.close()
+        """Waits for what is being written and ends the threads, unless a write has failed: they might never end."""
+        if not self._failed:
+            self.wait()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _failure_named(self, step: int | None) -> Iterator[None]:
+        """Turns whatever the storage library makes of a failed write into StorageError."""
+        if self._failed:
+            raise StorageError(f"{self._folder}: an earlier checkpoint could not be written")
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            whole = [s for s in _steps(self._folder) if s != step]
+            last = f"the last whole checkpoint is {self.path(max(whole))}" if whole else "no checkpoint is there"
+            raise StorageError(
+                f"{self.path(step) if step is not None else self._folder}: the checkpoint cannot be written"
+                f" ({_cause(error)}); {last}; mend that and continue with --resume"
+            ) from None
 
 
 def load_params(path: PathLike, config: ModelConfig, mesh: Mesh | None = None) -> Any:
@@ -346,6 +384,50 @@ def has_checkpoint(workdir: PathLike) -> bool:
     """Whether a run's folder holds a checkpoint."""
     folder = folder_path(workdir) / "checkpoints"
     return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    try:
+        return list(ocp.utils.checkpoint_steps(folder))
+    except OSError:
+        return []
+
+
+def _cause(error: Exception) -> str:
+    """Why a write failed, without the many lines that the storage library adds."""
+    text = str(error)
+    if found := re.search(r"\[OS error \d+: \w+ ([^\]]+)\]", text):
+        return found[1]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    for sign, reason in (("RESOURCE_EXHAUSTED", "No space left on device"), ("NOT_FOUND", "its folder is gone")):
+        if sign in text:
+            return reason
+    return f"{type(error).__name__}: {next(iter(text.splitlines()), '')[:200]}"
+
+
+def _in_time(wait: Callable[[], None], what: str) -> None:
+    """Calls `wait`, says once a minute that it still waits, and raises TimeoutError after `SAVE_LIMIT`."""
+    outcome: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            wait()
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="checkpoint-wait", daemon=True)
+    thread.start()
+    for minute in range(SAVE_LIMIT // 60):
+        thread.join(60)
+        if outcome:
+            break
+        _log.warning("warning: %s: has been written for %d min; training waits", what, minute + 1)
+    if not outcome:
+        raise TimeoutError(0, f"the storage has not answered for {SAVE_LIMIT} s")
+    if outcome[0] is not None:
+        raise outcome[0]
 
 
 def _in_all_processes_or_none(read: Callable[[], Any], folder: epath.Path) -> Any:

@@ -4,9 +4,10 @@ Steps count from 1, so that step n, line n of metrics.jsonl and checkpoint n all
 """
 
 import contextlib
+import errno
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from stgt_jax.config import ModelConfig, TrainConfig
 from stgt_jax.distributed import ending_with_its_peers
-from stgt_jax.errors import STGTError
+from stgt_jax.errors import STGTError, StorageError
 from stgt_jax.models.stgt import STGT
 from stgt_jax.run_folder import PathLike, Provenance, check_resume, folder_path, read_run, write_run
 from stgt_jax.sharding import shard_batch
@@ -32,6 +33,7 @@ from stgt_jax.train.step import make_train_step
 from stgt_jax.train.stop_requests import stop_requests
 from stgt_jax.train.supervisor import Evaluate, Supervisor
 
+_OF_STORAGE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE)
 InitialParams = Callable[[Mesh], Any]
 
 _log = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ def train(
     Raises:
       STGTError: a workdir that is in use, was started with other options, or cannot be written to; weights that do not
         fit the model; data that ends; a loss that is not finite; steps to trace that the run does not have.
+      StorageError: the workdir cannot be written to any more.
       Preempted: the run was asked to stop, by SIGTERM or SIGHUP to any process or a TPU's maintenance event: after the
         running step and the time to write its checkpoint.
       KeyboardInterrupt: likewise, by SIGINT. The second SIGINT ends the process at once.
@@ -107,6 +110,7 @@ def train(
     content: Mapping[str, Any] = {"model": model_config, "train": config, **provenance.sections}
     with (
         ending_with_its_peers(),
+        _storage_named(workdir),
         locked(workdir),
         stop_requests() as requests,
         StepTimer() as timer,
@@ -136,6 +140,19 @@ def train(
                 supervisor.after_step(step, state, metrics, train_iterator.origin())
         checkpoints.wait()
         return log.final
+
+
+@contextlib.contextmanager
+def _storage_named(workdir: epath.Path) -> Iterator[None]:
+    """Turns an error of the system in writing the logs into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_STORAGE:
+            raise
+        raise StorageError(
+            f"'{workdir}' cannot be written to ({error.strerror}); mend that and continue with --resume"
+        ) from error
 
 
 def _checked_content(

@@ -3,9 +3,10 @@
 import contextlib
 import gc
 import json
+import logging
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -123,13 +124,37 @@ def _damage_named(folder: epath.Path) -> Iterator[None]:
 
 
 def _end_abandoned_reads() -> None:
-    """Deletes the reads that the storage library gave up, without their complaints on standard error.
-
-    Those complain when they are deleted, and their threads when they find that nobody waits for them any more.
-    """
+    """Deletes the reads that the storage library gave up: they complain on standard error when they are deleted."""
+    quiet_storage_library()
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     gc.collect()
-    sys.unraisablehook = lambda raised: None if str(raised.exc_value) == "Event loop is closed" else before(raised)
+    sys.unraisablehook = before
+
+
+def quiet_storage_library() -> None:
+    """Keeps Orbax from printing hundreds of lines for one failed read or write, which the caller reports in one."""
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if _is_for_the_user not in logger.filters:
+            logger.addFilter(_is_for_the_user)
+    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
+        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
+
+
+def _is_for_the_user(record: logging.LogRecord) -> bool:
+    is_storage = "orbax" in record.pathname or "asyncio" in record.pathname
+    return not (is_storage and record.levelno >= logging.ERROR)
+
+
+class _WithoutClosedLoops:
+    """A `sys.unraisablehook` that leaves out what threads of the storage library say when nobody waits for them."""
+
+    def __init__(self, before: Callable[[Any], Any]) -> None:
+        self._before = before
+
+    def __call__(self, raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            self._before(raised)
 
 
 def _damaged(folder: epath.Path, error: Exception) -> DamagedCheckpoint:

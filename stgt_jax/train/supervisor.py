@@ -80,9 +80,11 @@ class Supervisor:
 
         Raises:
           STGTError: a loss, a gradient or a weight is not finite.
+          StorageError: a checkpoint cannot be written.
           Preempted, KeyboardInterrupt: the run was asked to stop, and has saved a checkpoint.
         """
         self._timer.step_started(metrics)
+        self._checkpoints.check()
         self._log_running_step()
         self._running = step, metrics, origin
         validates = self._evaluate is not None and self._is_due(step, self._config.eval_every)

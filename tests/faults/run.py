@@ -15,9 +15,14 @@ from pathlib import Path
 
 import kills
 import signals
+import storage
 from lab import Lab, Row, make_data
 
-GROUPS = {"kills": [kills.training], "signals": [signals.stops]}
+GROUPS = {
+    "kills": [kills.training],
+    "signals": [signals.stops],
+    "storage": [storage.writes, storage.damage, storage.clock],
+}
 
 
 def table(rows: list[Row]) -> str:
