@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from stgt_jax.checks import check, check_choices, check_not_negative
+from stgt_jax.checks import check, check_choices, check_not_negative, check_positive
 
 FrameShape = Literal["keep_aspect", "stretch"]  # of stored frames: as the video shows them, or square
 Encoding = Literal["jpeg", "raw"]  # of stored frames
@@ -11,6 +11,7 @@ StoredEncoding = Literal["jpeg", "raw", "tokens"]  # tokens: what a vision encod
 TextCleaning = Literal["none", "lavis", "stgt"]  # of captions and questions, see `data_pipeline.text_cleaning`
 DEFAULT_JPEG_QUALITY = 90  # 1 to 100
 CLIP_TIME_LIMIT = 300.0  # seconds for reading one video
+WAIT_LIMIT = 600  # seconds that a batch may take
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class DataConfig:
     flip: bool = True  # mirror half of the training clips; turn it off if captions distinguish left from right
     rand_augment: bool = False  # change training clips by two random operations out of ten, as the original does
     num_workers: int = 2  # worker processes of the training loader; 0 loads in the training process
+    wait_limit: int = WAIT_LIMIT  # seconds that a batch may take; then the run ends
 
     def __post_init__(self) -> None:
         check_choices("data", self)
@@ -60,6 +62,7 @@ class DataConfig:
             f"data.mix_shards={self.mix_shards} and data.shards='{self.shards}' name a shard set twice",
         )
         check_not_negative("data", self, "num_workers", "max_bad_records")
+        check_positive("data", self, "wait_limit")
         check(self.question_length > 2, f"data.question_length={self.question_length} must be at least 3")
 
     @property

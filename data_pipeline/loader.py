@@ -19,7 +19,7 @@ from absl import flags
 from tokenizers import BertWordPieceTokenizer
 
 from data_pipeline.augment import crop_bicubic, rand_augment
-from data_pipeline.config import DataConfig
+from data_pipeline.config import WAIT_LIMIT, DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.order import (
     BAD_RECORDS,
@@ -37,6 +37,7 @@ from data_pipeline.sampling import nearest_frames, train_frames, wrong_time_orde
 from data_pipeline.shards import VOCAB_NAME, ShardSource, VideoRecord, open_shards
 from data_pipeline.tokenizer import encode, load_tokenizer
 from data_pipeline.transforms import centre_crop, random_crop_box, random_flip, random_resized_crop
+from data_pipeline.waiting import LimitedIterator
 
 # A batch of 128 clips of 8x224x224 has 154 MB, and by default grain would prepare hundreds of batches ahead.
 # One thread: several only wait for each other, as the work is bound by the CPU.
@@ -66,6 +67,7 @@ class TrainLoader:
         self._identity = dict(identity)
         self._bad_records: set[int] = set()
         self._next_batch = 0
+        self._wait_limit = config.wait_limit
         self._iterator = self._start(0)
 
     def __iter__(self) -> "TrainLoader":
@@ -133,7 +135,10 @@ class TrainLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, first_batch: int) -> grain.DatasetIterator:
+    def _start(self, first_batch: int) -> LimitedIterator:
+        return LimitedIterator(self._read(first_batch), self._wait_limit, f"'{self._sources[0].shards}'")
+
+    def _read(self, first_batch: int) -> grain.DatasetIterator:
         remaining = self._batches[first_batch:].to_iter_dataset(_READ_OPTIONS)
         if self._num_workers == 0:
             return iter(remaining)
@@ -272,7 +277,8 @@ def eval_batches(
         raise DataError(f"evaluation batch size {batch_size} must be at least 1")
     source = _open(config, config.shards, split, num_frames, image_size)
     clip = functools.partial(_eval_clip, source, num_frames, image_size, shuffle_frames_seed)
-    return _padded_batches(grain.MapDataset.source(_Numbered(source)).map(clip), batch_size)
+    read = functools.partial(_read_in_threads, source, clip, range(len(source)), 2 * batch_size, config.wait_limit)
+    return _padded_batches(read, len(source), batch_size)
 
 
 def example_clips(
@@ -327,8 +333,7 @@ def eval_clips(
       DataError: a record is damaged.
     """
     clip = functools.partial(_eval_clip, source, num_frames, image_size, None)
-    clips = grain.MapDataset.source(_Numbered(source))[records.start : records.stop].map(clip)
-    clips_read = _read_in_threads(clips, _READ_AHEAD)
+    clips_read = _read_in_threads(source, clip, records, _READ_AHEAD, WAIT_LIMIT)
     try:
         for made in clips_read:
             yield made["record"], made["video"]
@@ -542,18 +547,25 @@ def _decoded(source: ShardSource, index: int, record: VideoRecord, frames: np.nd
         raise BadRecordError(f"{source.place(index)}: {error}; rebuild the split", index) from error
 
 
-def _read_in_threads(clips: grain.MapDataset, num_ahead: int) -> grain.DatasetIterator:
+def _read_in_threads(
+    source: ShardSource, clip: Callable[[tuple[int, VideoRecord]], Any], records: range, num_ahead: int, limit: int
+) -> LimitedIterator:
+    """Returns what `clip` makes of the records, in their order."""
     # Threads suffice: Pillow, OpenCV and ArrayRecord release the interpreter lock, and starting worker processes would
     # take longer than the few batches of an evaluation.
     num_threads = min(8, os.cpu_count() or 1)
-    return iter(clips.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, num_ahead))))
+    clips = grain.MapDataset.source(_Numbered(source))[records.start : records.stop].map(clip)
+    read = iter(clips.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, num_ahead))))
+    return LimitedIterator(read, limit, f"'{source.shards}'")
 
 
-def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    clips_read = _read_in_threads(clips, 2 * batch_size)
+def _padded_batches(
+    read: Callable[[], LimitedIterator], num_clips: int, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    clips = read()
     try:
-        for start in range(0, len(clips), batch_size):
-            batch = [next(clips_read) for _ in range(min(batch_size, len(clips) - start))]
+        for start in range(0, num_clips, batch_size):
+            batch = [next(clips) for _ in range(min(batch_size, num_clips - start))]
             padding = batch_size - len(batch)
             records: list[VideoRecord] = [clip["record"] for clip in batch]
             padded = batch + [batch[-1]] * padding
@@ -571,4 +583,4 @@ def _padded_batches(clips: grain.MapDataset, batch_size: int) -> Iterator[dict[s
                 "question_row": np.repeat(np.arange(len(records)), [len(record.questions) for record in records]),
             }
     finally:
-        clips_read.close()
+        clips.close()

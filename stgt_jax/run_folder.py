@@ -36,7 +36,7 @@ _ONLY_HOW = ("model.graph.implementation", "model.scan_layers", "model.remat")
 _FREE_ON_RESUME = (
     *_ONLY_HOW, "train.mesh.*", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_*",
     "train.on_nonfinite", "train.max_skipped_steps",
-    "data.num_workers", "data.shards", "data.mix_shards", "data.max_bad_records",
+    "data.num_workers", "data.shards", "data.mix_shards", "data.max_bad_records", "data.wait_limit",
     "weights.*", "weights_origin.*", "vocab_from_data", "needs_initial_weights",
 )  # fmt: skip
 # Fields of the model that a second stage may set as it likes, and those it may set if the user says so.

@@ -13,12 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import data
 import kills
 import signals
 import storage
 from lab import Lab, Row, make_data
 
 GROUPS = {
+    "data": [data.workers, data.shards],
     "kills": [kills.training],
     "signals": [signals.stops],
     "storage": [storage.writes, storage.damage, storage.clock],
