@@ -15,11 +15,13 @@ from pathlib import Path
 
 import data
 import kills
+import several
 import signals
 import storage
 from lab import Lab, Row, make_data
 
 GROUPS = {
+    "several": [several.processes],
     "data": [data.workers, data.shards],
     "kills": [kills.training],
     "signals": [signals.stops],
