@@ -1,11 +1,18 @@
 """Kills: SIGKILL at any moment of training, and of every command that works for long."""
 
+import dataclasses
+import hashlib
+import json
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from lab import Command, Lab, Row, assert_same_run, last_step, metrics, require
+from small_recipe import SMALL
+
+from data_pipeline.build import build_shards
+from data_pipeline.moving_shapes import make_moving_shapes
 
 Moment = Callable[[Command, Path], None]  # waits for the moment to kill
 
@@ -97,9 +104,88 @@ def _killed(lab: Lab, name: str, moment: Moment, times: int) -> Row:
         row.tried -= 1  # the last start is no fault, but it shows what is lost
         row.survived -= 1
         command = lab.train(workdir, "--resume")
-        command.reaches(lambda: last_step(workdir) >= 1, "step")
+        reached = last_step(workdir)
+        command.reaches(lambda: last_step(workdir) != reached or command.process.poll() == 0, "step")
         row.seconds.append(time.monotonic() - before)
         require(command.ends() == 0, f"the last start failed: {command.last_line}")
         command.leaves_nothing()
         assert_same_run(workdir, reference)
     return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A command that works for long: its words for a folder to write, and what must come out of it to the byte."""
+
+    name: str
+    words: Callable[[Path], list[object]]
+    result: Callable[[Path], object]
+    full: int  # times to kill it
+
+
+def commands(lab: Lab) -> list[Row]:
+    """Kills every other command that works for long, at random moments, and starts it again until it is done."""
+    if lab.short:
+        return []
+    clips, model = lab.folder / "work_clips", lab.reference()
+    make_moving_shapes(clips, num_train=200, num_test=1, image_size=96, num_frames=16, progress=False)
+    build_shards(clips / "train" / "captions.csv", lab.folder / "frames", split="train", num_kept_frames=4, resize=32,
+                 max_text_length=24, num_workers=0, progress=False)  # fmt: skip
+    build = ["data", "build", clips / "train" / "captions.csv", "--split", "train", "--videos-per-shard", 10]
+    cache = ["data", "cache-tokens", "--checkpoint", model, "--shards", lab.folder / "frames", "--videos-per-shard", 8]
+    demo = ["demo", "--num-train", 16, "--num-test", 4, *SMALL]
+    return [
+        _killed_work(lab, work)
+        for work in (
+            Work("data build", lambda out: [*build, "--out", out], lambda out: _records(out / "train"), 5),
+            Work("data cache-tokens", lambda out: [*cache, "--out", out], lambda out: _records(out / "train"), 3),
+            Work("index", lambda out: ["index", clips / "train", "--weights", model, "--out", out], _embeddings, 3),
+            Work("weights convert", lambda out: ["weights", "convert", model, "--out", out], _weights, 3),
+            Work("demo", lambda out: [*demo, "--workdir", out], _scores, 3),
+        )
+    ]
+
+
+def _killed_work(lab: Lab, work: Work) -> Row:
+    row, reference = Row(f"{work.name} killed"), lab.place("undisturbed")
+    began = time.monotonic()
+    command = lab.start(*work.words(reference))
+    require(command.ends() == 0, f"{work.name} failed undisturbed: {command.last_line}")
+    duration = time.monotonic() - began
+    require(work.result(reference), f"{work.name}: nothing to compare")
+    for _ in range(work.full):
+        with row.attempt():
+            out = lab.place("killed_work")
+            command = lab.start(*work.words(out))
+            time.sleep(lab.rng.uniform(0.3, 0.95) * duration)
+            command.signal(signal.SIGKILL)
+            command.ends()
+            command.leaves_nothing()
+            began = time.monotonic()
+            command = lab.start(*work.words(out))
+            status = command.ends()
+            if "exists already" not in command.last_line:  # it was done when it was killed
+                require(status == 0, f"the next start ended with {status}: {command.last_line}")
+            row.seconds.append(time.monotonic() - began)
+            require(work.result(out) == work.result(reference), "the result is another than undisturbed")
+            hidden = [path.name for path in out.iterdir() if path.name.startswith(".")]
+            require(not hidden, f"left behind: {hidden}")
+            command.leaves_nothing()
+    return row
+
+
+def _records(split: Path) -> object:
+    return json.loads((split / "manifest.json").read_text())["records_sha256"]
+
+
+def _embeddings(index: Path) -> object:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in index.glob("*.npy")}
+
+
+def _weights(model: Path) -> object:
+    return hashlib.sha256(next(model.glob("*.safetensors")).read_bytes()).hexdigest()
+
+
+def _scores(demo: Path) -> object:
+    checksums = [*(demo / "stage2" / "checkpoints").glob("*/checksums/metadata")]
+    return [path.read_text() for path in sorted(checksums)]

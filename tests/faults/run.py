@@ -21,11 +21,11 @@ import storage
 from lab import Lab, Row, make_data
 
 GROUPS = {
-    "several": [several.processes],
-    "data": [data.workers, data.shards],
-    "kills": [kills.training],
-    "signals": [signals.stops],
+    "kills": [kills.training, kills.commands],
     "storage": [storage.writes, storage.damage, storage.clock],
+    "data": [data.workers, data.shards],
+    "signals": [signals.stops],
+    "several": [several.processes],
 }
 
 
