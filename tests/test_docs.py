@@ -5,6 +5,12 @@ from pathlib import Path
 
 from processes import ROOT
 
+from data_pipeline.config import CLIP_TIME_LIMIT, WAIT_LIMIT
+from experiments.commands.processes import Processes
+from stgt_jax.distributed import JOIN_TIMEOUT
+from stgt_jax.train.checkpoint import SAVE_LIMIT
+from stgt_jax.train.run_lock import BEAT_SECONDS
+
 MODEL = ROOT / "docs" / "model.md"
 SECTIONS = set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", MODEL.read_text(), re.MULTILINE))
 FOLDERS = ("stgt_jax", "data_pipeline", "experiments", "tests", "docs")
@@ -41,3 +47,10 @@ def test_links_between_documents_lead_somewhere():
     local = [(path, link.split("#")[0]) for path, link in links if "://" not in link and not link.startswith("#")]
     assert local
     assert not [f"{path.name}: {link}" for path, link in local if not (path.parent / link).exists()]
+
+
+def test_limits_of_waiting_are_those_of_the_code():
+    table = (ROOT / "docs" / "faults.md").read_text().partition("## How long it waits")[2]
+    seconds = [int(number) for number in re.findall(r"^\| .* \| (\d+) \| ", table, re.MULTILINE)]
+    limits = [WAIT_LIMIT, SAVE_LIMIT, CLIP_TIME_LIMIT, JOIN_TIMEOUT, Processes().heartbeat_timeout, 2 * BEAT_SECONDS]
+    assert seconds == limits

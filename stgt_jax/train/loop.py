@@ -25,6 +25,7 @@ from stgt_jax.sharding import shard_batch
 from stgt_jax.train.checkpoint import Checkpoints
 from stgt_jax.train.log import RunLog
 from stgt_jax.train.loss_watch import LossWatch
+from stgt_jax.train.out_of_memory import OF_STATE, OF_STEP, out_of_memory_named
 from stgt_jax.train.performance import StepTimer
 from stgt_jax.train.profile import StepTrace
 from stgt_jax.train.run_lock import locked
@@ -117,7 +118,8 @@ def train(
         contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best, config.best_metric)) as checkpoints,
     ):
         content = _checked_content(workdir, content, checkpoints, resume, allow_changes)
-        state, data_state = _first_state(model, config, mesh, checkpoints, initial_params)
+        with out_of_memory_named("making the first state", OF_STATE):
+            state, data_state = _first_state(model, config, mesh, checkpoints, initial_params)
         if data_state is not None:
             _restore_position(train_iterator, data_state, allow_changes)
         start = int(state.step)
@@ -136,7 +138,8 @@ def train(
                 with supervisor.step(step):
                     with supervisor.waiting_for_input():
                         batch = shard_batch(_next_batch(train_iterator, step), mesh)
-                    state, metrics = train_step(state, batch)
+                    with out_of_memory_named("a training step", OF_STEP):
+                        state, metrics = train_step(state, batch)
                 supervisor.after_step(step, state, metrics, train_iterator.origin())
         checkpoints.wait()
         return log.final

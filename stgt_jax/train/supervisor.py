@@ -17,6 +17,7 @@ from stgt_jax.errors import STGTError
 from stgt_jax.train.checkpoint import Checkpoints
 from stgt_jax.train.log import RunLog
 from stgt_jax.train.loss_watch import LossWatch, Origin
+from stgt_jax.train.out_of_memory import OF_STEP, OF_VALIDATION, out_of_memory_named
 from stgt_jax.train.performance import StepTimer
 from stgt_jax.train.profile import StepTrace
 from stgt_jax.train.state import TrainState, merge_params
@@ -110,13 +111,15 @@ class Supervisor:
         if self._running is None:
             return
         (step, metrics, origin), self._running = self._running, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        with out_of_memory_named("a training step", OF_STEP):  # started before, it fails where its result is fetched
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._log.step(step, values)
         if broken := self._watch.check(step, values, origin):
             raise self._diverged(broken)
 
     def _validate(self, evaluate: Evaluate, step: int, state: TrainState) -> Mapping[str, float]:
-        validation = evaluate(merge_params(state.params, state.frozen))
+        with out_of_memory_named("validation", OF_VALIDATION):
+            validation = evaluate(merge_params(state.params, state.frozen))
         self._log.validation(step, validation)
         return validation
 

@@ -17,12 +17,11 @@ LONG = ["--num_steps=2000", "--checkpoint_every=1000", "--eval_every=0", "--data
 
 def workers(lab: Lab) -> list[Row]:
     """A worker process of the loader goes; the run says so and ends, and the same command continues."""
-    return [
-        _worker(
-            lab, "loader's worker killed", signal.SIGKILL, "it was killed, as the system does when memory runs out"
-        ),
-        _worker(lab, "loader's worker frozen", signal.SIGSTOP, "no data within data.wait_limit=10 s"),
+    ways = [
+        ("loader's worker killed", signal.SIGKILL, "it was killed, as the system does when memory runs out"),
+        ("loader's worker frozen", signal.SIGSTOP, "no data within data.wait_limit=10 s"),
     ]
+    return [_worker(lab, *way) for way in ways[: lab.times(len(ways), 1)]]
 
 
 def _worker(lab: Lab, name: str, number: int, words: str) -> Row:

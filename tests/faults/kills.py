@@ -63,7 +63,7 @@ def _validation(lab: Lab) -> Moment:
 
 MOMENTS = {
     "at random moments": (_random_moment, 20, 2),
-    "in start-up": (_start_up, 3, 1),
+    "in start-up": (_start_up, 3, 0),
     "while workers start": (_workers_start, 3, 0),
     "in a checkpoint write": (_checkpoint_write, 4, 1),
     "in a validation": (_validation, 2, 0),
@@ -78,7 +78,6 @@ def training(lab: Lab) -> list[Row]:
 def _killed(lab: Lab, name: str, moment: Moment, times: int) -> Row:
     row = Row(f"training killed {name}")
     if not times:
-        row.not_tried = "in the full run only"
         return row
     reference, workdir, kills = lab.reference(), lab.place("killed"), 0
     while kills < times:

@@ -73,7 +73,7 @@ def main() -> int:
                 print(f"{fault.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         finally:
             lab.close()
-    print(table(rows))
+    print(table([row for row in rows if row.tried or row.not_tried]))
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
     print(f"{platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}", file=sys.stderr)

@@ -14,13 +14,19 @@ MOST_LINES = 2  # that a stop may add to what a run says
 def stops(lab: Lab) -> list[Row]:
     """A signal to the process, or to its group as a terminal sends it; then the same command again."""
     return [
-        _stopped(lab, "SIGTERM to the training", lambda command: command.signal(signal.SIGTERM), 0),
-        _stopped(lab, "SIGTERM to its group", lambda command: command.signal(signal.SIGTERM, group=True), 0),
-        _stopped(lab, "SIGHUP of a lost terminal", lambda command: command.signal(signal.SIGHUP, group=True), 0),
-        _stopped(lab, "Ctrl-C once", lambda command: command.signal(signal.SIGINT, group=True), 130),
-        _stopped(lab, "Ctrl-C twice", _twice, 130),
-        _stopped(lab, "SIGTERM, then SIGKILL after 10 s", _as_scheduler, 0),
+        _stopped(lab, "SIGTERM to the training", lambda command: command.signal(signal.SIGTERM), 0, short=0),
+        _stopped(lab, "SIGTERM to its group", lambda command: command.signal(signal.SIGTERM, group=True), 0, short=0),
+        _stopped(
+            lab, "SIGHUP of a lost terminal", lambda command: command.signal(signal.SIGHUP, group=True), 0, short=0
+        ),
+        _stopped(lab, "Ctrl-C once", lambda command: command.signal(signal.SIGINT, group=True), 130, short=1),
+        _stopped(lab, "Ctrl-C twice", _twice, 130, short=1),
+        _stopped(lab, "SIGTERM, then SIGKILL after 10 s", _as_scheduler, 0, short=1),
     ]
+
+
+def _to_group(number: int) -> Callable[[Command], None]:
+    return lambda command: command.signal(number, group=True)
 
 
 def _twice(command: Command) -> None:
@@ -41,9 +47,9 @@ def _as_scheduler(command: Command) -> None:
         raise
 
 
-def _stopped(lab: Lab, name: str, send: Callable[[Command], None], status: int) -> Row:
+def _stopped(lab: Lab, name: str, send: Callable[[Command], None], status: int, *, short: int) -> Row:
     row, reference = Row(name), lab.reference()
-    for _ in range(lab.times(3, 1)):
+    for _ in range(lab.times(3, short)):
         with row.attempt():
             workdir = lab.place("stopped")
             command = lab.train(workdir)

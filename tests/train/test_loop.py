@@ -248,6 +248,23 @@ def test_sudden_rise_of_the_loss_is_logged_with_its_batch(tmp_path: Path, caplog
     )
 
 
+def out_of_memory(*_: Any) -> None:
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1.50GiB.")
+
+
+def test_memory_of_a_device_that_runs_out_is_one_line_with_the_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(STGTError, match=r"out of memory in validation \(it asked for 1\.50GiB more\); .*eval_every 0"):
+        train(MODEL, dataclasses.replace(CONFIG, eval_every=1), Batches(), tmp_path / "a", evaluate=out_of_memory,
+              devices=jax.devices()[:1])  # fmt: skip
+    with pytest.raises(STGTError, match=r"out of memory in making the first state .*mesh\.fsdp"):
+        one_run(tmp_path / "b", Batches(), initial_params=out_of_memory)
+    monkeypatch.setattr("stgt_jax.train.loop.make_train_step", lambda *_: out_of_memory)
+    with pytest.raises(STGTError, match=r"out of memory in a training step .*--train\.accumulation_steps"):
+        one_run(tmp_path / "c", Batches())
+
+
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, Preempted)])
 def test_ctrl_c_and_a_lost_terminal_save_the_step_and_the_same_call_goes_on(
     whole_run: tuple[Path, dict[str, float]], tmp_path: Path, number: int, kind: type[BaseException]
