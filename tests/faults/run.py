@@ -15,6 +15,7 @@ from pathlib import Path
 
 import data
 import kills
+import places
 import several
 import signals
 import storage
@@ -26,6 +27,7 @@ GROUPS = {
     "data": [data.workers, data.shards],
     "signals": [signals.stops],
     "several": [several.processes],
+    "places": [places.places],
 }
 
 
