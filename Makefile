@@ -10,7 +10,7 @@ MINOR = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:
 LOCK = $(wildcard requirements/lock-$(MINOR).txt)
 INSTALL = $(BIN)/python -m pip install --quiet $(LOCK:%=--constraint %)
 
-.PHONY: install demo weights check test faults lint format lock clean
+.PHONY: install demo weights check test faults lint format lock audit clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -52,6 +52,16 @@ lock: | $(BIN)/python  # the newest versions that the ranges allow, of all extra
 	    --custom-compile-command "make lock" --output-file requirements/lock-$$minor.txt \
 	    pyproject.toml requirements-test.txt || exit; \
 	done
+
+audit: $(VENV)/.installed-audit  # known vulnerabilities of the locked versions; asks PyPI
+	for minor in $(LOCKED_PYTHONS); do \
+	  PYTHONPATH=$(VENV)/audit $(BIN)/python -m pip_audit --strict --no-deps --disable-pip \
+	    --requirement requirements/lock-$$minor.txt || exit; \
+	done
+
+$(VENV)/.installed-audit: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/audit pip-audit
+	touch $@
 
 clean:  # what `make test` left; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

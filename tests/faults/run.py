@@ -19,7 +19,7 @@ import places
 import several
 import signals
 import storage
-from lab import Lab, Row, make_data
+from lab import Failure, Lab, Row, make_data
 
 GROUPS = {
     "kills": [kills.training, kills.commands],
@@ -69,13 +69,17 @@ def main() -> int:
             make_data(lab)
             for fault in [fault for name in names for fault in GROUPS[name]]:
                 began = time.monotonic()
-                rows += (made := fault(lab))
+                try:
+                    made = fault(lab)
+                except Failure as failure:  # before anything was broken
+                    made = [Row(f"{fault.__module__}.{fault.__name__}", lost=[str(failure)])]
+                rows += made
                 for row in made:
                     print(dataclasses.asdict(row), file=sys.stderr, flush=True)
                 print(f"{fault.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         finally:
             lab.close()
-    print(table([row for row in rows if row.tried or row.not_tried]))
+    print(table([row for row in rows if row.tried or row.not_tried or row.lost]))
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
     print(f"{platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}", file=sys.stderr)
