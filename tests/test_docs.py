@@ -8,8 +8,8 @@ from processes import ROOT
 from data_pipeline.config import CLIP_TIME_LIMIT, WAIT_LIMIT
 from experiments.commands.processes import Processes
 from stgt_jax.distributed import JOIN_TIMEOUT
-from stgt_jax.train.checkpoint import SAVE_LIMIT
 from stgt_jax.train.run_lock import BEAT_SECONDS
+from stgt_jax.train.storage_wait import SAVE_LIMIT
 
 MODEL = ROOT / "docs" / "model.md"
 SECTIONS = set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", MODEL.read_text(), re.MULTILINE))

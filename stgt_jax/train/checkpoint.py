@@ -15,8 +15,6 @@ import itertools
 import json
 import logging
 import math
-import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -49,9 +47,9 @@ from stgt_jax.train.saved_arrays import (
     verify,
 )
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, split_params
+from stgt_jax.train.storage_wait import cause_of, in_time
 
 _log = logging.getLogger(__name__)
-SAVE_LIMIT = 1200  # seconds that a checkpoint may take; the next one waits for it
 _PREEMPTED = "preempted"  # a note beside a checkpoint: it was saved because the run had to stop
 
 
@@ -260,7 +258,7 @@ class Checkpoints:
         """
         step, self._unchecked = self._unchecked, None
         with self._failure_named(step):
-            _in_time(self._manager.wait_until_finished, f"{self._folder}/{step}")
+            in_time(self._manager.wait_until_finished, f"{self._folder}/{step}")
         if step is None or jax.process_index() != 0:
             return
         try:
@@ -297,7 +295,7 @@ class Checkpoints:
             last = f"the last whole checkpoint is {self.path(max(whole))}" if whole else "no checkpoint is there"
             raise StorageError(
                 f"{self.path(step) if step is not None else self._folder}: the checkpoint cannot be written"
-                f" ({_cause(error)}); {last}; mend that and continue with --resume"
+                f" ({cause_of(error)}); {last}; mend that and continue with --resume"
             ) from None
 
 
@@ -391,43 +389,6 @@ def _steps(folder: epath.Path) -> list[int]:
         return list(ocp.utils.checkpoint_steps(folder))
     except OSError:
         return []
-
-
-def _cause(error: Exception) -> str:
-    """Why a write failed, without the many lines that the storage library adds."""
-    text = str(error)
-    if found := re.search(r"\[OS error \d+: \w+ ([^\]]+)\]", text):
-        return found[1]
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    for sign, reason in (("RESOURCE_EXHAUSTED", "No space left on device"), ("NOT_FOUND", "its folder is gone")):
-        if sign in text:
-            return reason
-    return f"{type(error).__name__}: {next(iter(text.splitlines()), '')[:200]}"
-
-
-def _in_time(wait: Callable[[], None], what: str) -> None:
-    """Calls `wait`, says once a minute that it still waits, and raises TimeoutError after `SAVE_LIMIT`."""
-    outcome: list[BaseException | None] = []
-
-    def run() -> None:
-        try:
-            wait()
-            outcome.append(None)
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run, name="checkpoint-wait", daemon=True)
-    thread.start()
-    for minute in range(SAVE_LIMIT // 60):
-        thread.join(60)
-        if outcome:
-            break
-        _log.warning("warning: %s: has been written for %d min; training waits", what, minute + 1)
-    if not outcome:
-        raise TimeoutError(0, f"the storage has not answered for {SAVE_LIMIT} s")
-    if outcome[0] is not None:
-        raise outcome[0]
 
 
 def _in_all_processes_or_none(read: Callable[[], Any], folder: epath.Path) -> Any:
