@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -33,7 +34,9 @@ class StopRequests:
         raise KeyboardInterrupt(message) if self.interrupted else Preempted(message)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and not self.interrupted:
+        if number == signal.SIGINT and self.interrupted:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
             self.interrupted = True
             _say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
         if jax.distributed.is_initialized():
@@ -45,6 +48,8 @@ class StopRequests:
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
     """Signals ask the run to stop while inside; the second SIGINT ends the process at once, whatever it is doing.
+
+    In a notebook, which would lose its variables with the process, it raises KeyboardInterrupt.
 
     In a run of several processes JAX's own handler takes SIGTERM, and the processes agree on the step to stop after.
     Nothing is ever asked where Python cannot set a handler: in a thread.
@@ -72,6 +77,9 @@ def stop_requests() -> Iterator[StopRequests]:
 @contextlib.contextmanager
 def _ending_at_second_interrupt() -> Iterator[None]:
     """Watches the signals from a thread: a handler would wait for the main thread to return from a long computation."""
+    if "ipykernel" in sys.modules or hasattr(sys, "ps1"):
+        yield
+        return
     reads, writes = os.pipe()
     os.set_blocking(writes, False)
 

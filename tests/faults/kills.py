@@ -167,7 +167,7 @@ def _killed_work(lab: Lab, work: Work) -> Row:
         with row.attempt():
             out = lab.place("killed_work")
             command = lab.start(*work.words(out))
-            time.sleep(lab.rng.uniform(0.3, 0.95) * duration)
+            time.sleep(lab.rng.uniform(0.15, 0.7) * duration)
             command.signal(signal.SIGKILL)
             command.ends()
             command.leaves_nothing()

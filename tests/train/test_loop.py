@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,18 @@ def test_ctrl_c_and_a_lost_terminal_save_the_step_and_the_same_call_goes_on(
         one_run(tmp_path, Batches(stops_at=3, signal_number=number))
     assert signal.getsignal(number) is before
     assert one_run(tmp_path, Batches()) == whole_run[1]
+
+
+def test_second_interrupt_in_a_notebook_spares_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Impatient(Batches):
+        def __next__(self) -> dict[str, np.ndarray]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().__next__()
+
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    with pytest.raises(KeyboardInterrupt, match="^$"):
+        one_run(tmp_path, Impatient(stops_at=1, signal_number=signal.SIGINT))
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_nan_before_any_checkpoint_says_so_and_resume_starts_anew(
