@@ -284,7 +284,7 @@ def test_second_interrupt_in_a_notebook_spares_its_process(tmp_path: Path, monke
             return super().__next__()
 
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    with pytest.raises(KeyboardInterrupt, match="^$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         one_run(tmp_path, Impatient(stops_at=1, signal_number=signal.SIGINT))
     assert not list((tmp_path / "checkpoints").iterdir())
 
