@@ -62,6 +62,7 @@ def processes(lab: Lab) -> list[Row]:
             row.seconds.append(happens(lab, group))
             for command in group.commands:
                 command.signal(signal.SIGKILL)  # one may still be frozen
+            for command in group.commands:
                 command.leaves_nothing()
             _continued_by_one(lab, group.workdir)
     return [*rows, _slow(lab), _cut(lab)]
