@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from data_pipeline.shard_build import REPORTS, read_reports, report_path
 from data_pipeline.shards import MANIFEST_NAME, VOCAB_NAME
 from data_pipeline.storage import move_files
 from stgt_jax.checks import in_bucket
+from stgt_jax.signal_handlers import handling
 
 _log = logging.getLogger("stgt_jax")
 _DISK_IS_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -28,18 +28,8 @@ _HINT = "; the same command goes on with the shards that are finished"
 @contextlib.contextmanager
 def stopping_in_good_order() -> Iterator[None]:
     """Makes SIGTERM and SIGHUP end the build as an exception does, so that its workers end and files are whole."""
-    if threading.current_thread() is not threading.main_thread():  # Python calls handlers in the main thread alone
+    with handling((signal.SIGTERM, signal.SIGHUP), lambda number, _: sys.exit(128 + number)):
         yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # as `nohup` sets it
-    for number in taken:
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, before[number] or signal.SIG_DFL)  # None: of another language
 
 
 @contextlib.contextmanager

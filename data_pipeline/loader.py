@@ -88,9 +88,9 @@ class TrainLoader:
         return len(self._bad_records)
 
     def origin(self) -> Callable[[], dict[str, list[int]]]:
-        """Returns a function that tells what the global batch of which the last one is a part was made of.
+        """Returns a function that names the records of the last global batch, those of all processes.
 
-        It returns the numbers of the records, by their folder: what `stgt data show --records` takes.
+        It returns their numbers, which `stgt data show --records` takes, by the folder of their split.
         """
         number = self._next_batch - 1
 

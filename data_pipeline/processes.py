@@ -13,6 +13,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
+from stgt_jax.signal_handlers import handling
+
 _Item = TypeVar("_Item")
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _is_stopped = False  # whether the parent has set `stop`, as the handler of this worker's signal saw it
@@ -68,14 +70,11 @@ def start_resource_tracker() -> None:
     """
     quiet = "ignore:resource_tracker:UserWarning"
     sys.warnoptions.append(quiet)  # from which it takes its options
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if in_main_thread else None
     try:
-        resource_tracker.ensure_running()
+        with handling([signal.SIGHUP], signal.SIG_IGN):
+            resource_tracker.ensure_running()
     finally:
         sys.warnoptions.remove(quiet)
-        if in_main_thread:
-            signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -95,15 +94,10 @@ def hold_signals() -> Iterator[None]:
     """Holds back SIGTERM, SIGINT and SIGHUP inside: they take effect at the end."""
     held: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # of this thread; others still take signals for it
-    handlers = {}
     try:
-        if threading.current_thread() is threading.main_thread():
-            for number in _STOPS:
-                handlers[number] = signal.signal(number, lambda number, _: held.append(number))
-        yield
+        with handling(_STOPS, lambda number, _: held.append(number)):
+            yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: of another language
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for waiting in held:
             signal.raise_signal(waiting)

@@ -145,14 +145,14 @@ class Checkpoints:
     ) -> None:
         """Begins to write a checkpoint; `state` may be overwritten as soon as this returns.
 
+        It first waits until the checkpoint before this one is written, `SAVE_LIMIT` seconds at most.
+
         Args:
           step: its name; one that exists is not written again.
           state: of the training.
           loader_state: of this process' training data: bytes or anything JSON can hold.
           metrics: of a validation of this state, to choose the best checkpoint by.
           preempted: it is saved because the run was asked to stop, and is to be resumed when it is started again.
-
-        It waits for the checkpoint before this one, if that is still being written, but for `SAVE_LIMIT` at most.
 
         Raises:
           StorageError: this checkpoint or the one before cannot be written, or not be read back.

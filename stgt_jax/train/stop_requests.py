@@ -12,6 +12,7 @@ from typing import NoReturn
 import jax
 
 from stgt_jax.errors import Preempted
+from stgt_jax.signal_handlers import handling
 
 INTERRUPTED = 130  # the exit status of a program that SIGINT ended
 
@@ -61,17 +62,8 @@ def stop_requests() -> Iterator[StopRequests]:
     numbers = [signal.SIGINT, signal.SIGHUP]
     if not jax.distributed.is_initialized():
         numbers.append(signal.SIGTERM)
-    # What was ignored stays so: `nohup` starts a program that is to outlive its terminal.
-    before = {number: signal.getsignal(number) for number in numbers}
-    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    with _ending_at_second_interrupt():
-        for number in taken:
-            signal.signal(number, requests._ask)
-        try:
-            yield requests
-        finally:
-            for number in taken:
-                signal.signal(number, before[number] or signal.SIG_DFL)  # None: of another language
+    with _ending_at_second_interrupt(), handling(numbers, requests._ask):
+        yield requests
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from damage import cut, flip
 from lab import STEPS, Command, Lab, Row, assert_same_run, last_step, require
 
 CLOCK = Path(__file__).with_name("clock")
@@ -25,8 +26,8 @@ def writes(lab: Lab) -> list[Row]:
 def damage(lab: Lab) -> list[Row]:
     """The newest checkpoint of a run is damaged before it is resumed."""
     ways: dict[str, Callable[[Path], None]] = {
-        "an array file cut off": lambda step: _cut(_largest(step / "params" / "d")),
-        "one bit of an array flipped": lambda step: _flip(_largest(step / "params" / "d")),
+        "an array file cut off": lambda step: cut(_largest(step / "params" / "d")),
+        "one bit of an array flipped": lambda step: flip(_largest(step / "params" / "d")),
         "its metadata emptied": lambda step: (step / "optimizer" / "_METADATA").write_bytes(b""),
         "the position in the data deleted": lambda step: shutil.rmtree(step / "loader"),
         "its checksums deleted": lambda step: shutil.rmtree(step / "checksums"),
@@ -117,13 +118,3 @@ def _uncover(workdir: Path) -> None:
 
 def _largest(folder: Path) -> Path:
     return max((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def _flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import cut, flip
 from small import small_model, small_training
 
 from stgt_jax.config import MeshConfig
@@ -185,16 +186,6 @@ def test_folders_may_have_any_name(tmp_path: Path) -> None:
 def of_step_2(folder: Path, pattern: str) -> Path:
     """The largest file of checkpoint 2 whose path matches."""
     return max((folder / "checkpoints" / "2").glob(pattern), key=lambda file: file.stat().st_size)
-
-
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
 
 
 def empty(file: Path) -> None:
