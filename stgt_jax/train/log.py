@@ -7,18 +7,17 @@ When a run is resumed from a checkpoint, both lose the lines of the steps after 
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 import jax
-import tensorboardX
 from etils import epath
 from tqdm import tqdm
 
 from stgt_jax.config import TrainConfig
 from stgt_jax.train.json_lines import JsonLines, lines_until
 from stgt_jax.train.performance import Goodput, StepTimer, step_figures
+from stgt_jax.train.plots import Plots
 
 _IN_BAR = {
     "loss": "loss", "accuracy_v2t": "v2t", "accuracy_t2v": "t2v", "accuracy_vtm": "vtm", "accuracy_answer": "answers",
@@ -51,7 +50,7 @@ class RunLog:
         self._bar = tqdm(total=config.num_steps, initial=start, unit="step", disable=not self._writes)
         if self._writes:
             self._metrics, self._performance = JsonLines(metrics, kept), JsonLines(performance, earlier)
-            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            self._plots = Plots(workdir / "tensorboard", start)
             self._performance.append(start, self._goodput.line())
 
     def __enter__(self) -> "RunLog":
@@ -62,7 +61,7 @@ class RunLog:
         if self._writes:
             self._metrics.close()
             self._performance.close()
-            self._board.close()
+            self._plots.close()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Logs a training step; every `log_every` steps also in TensorBoard, on the bar, and its performance."""
@@ -109,10 +108,11 @@ class RunLog:
         self._plot(step, {f"performance/{name}": value for name, value in shown.items()})
 
     def flush(self) -> None:
-        """Writes out both files up to here."""
+        """Writes out all files up to here."""
         if self._writes:
             self._metrics.flush()
             self._performance.flush()
+            self._plots.flush()
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         self.final |= values
@@ -121,7 +121,4 @@ class RunLog:
 
     def _plot(self, step: int, values: Mapping[str, float]) -> None:
         if self._writes:
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    continue
-                self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            self._plots.add(step, {name if "/" in name else f"train/{name}": value for name, value in values.items()})

@@ -71,8 +71,8 @@ class Command:
         command = [*wrapper, sys.executable, "-c", code, *map(str, words)]
         with said.open("w") as file:
             self.process = subprocess.Popen(
-                command, env={**env, "STGT_FAULT_MARK": self.mark}, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                start_new_session=True,
+                command, env={**env, "STGT_FAULT_MARK": self.mark, "PYTHONFAULTHANDLER": "1"},
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             )  # fmt: skip
 
     @property
@@ -98,8 +98,18 @@ class Command:
         try:
             return self.process.wait(within)
         except subprocess.TimeoutExpired:
+            last_line = self.last_line
+            self._print_stacks()
             self.kill_group()
-            raise Failure(f"still running after {within:.0f} s: {self.last_line}") from None
+            raise Failure(f"still running after {within:.0f} s: {last_line}") from None
+
+    def _print_stacks(self) -> None:
+        """Prints where each of its threads hangs; it ends by that."""
+        before = len(self.text)
+        self.signal(signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5.0)
+        print(self.text[before:], file=sys.stderr)
 
     def signal(self, number: int, *, group: bool = False) -> None:
         """Sends a signal to the process, or to its whole group as a terminal does."""
