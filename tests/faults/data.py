@@ -12,34 +12,44 @@ from lab import Command, Lab, Row, assert_same_run, last_step, require
 from data_pipeline.build import build_shards
 from data_pipeline.moving_shapes import make_moving_shapes
 
+KILLED = "it was killed, as the system does when memory runs out"
 LONG = ["--num_steps=2000", "--checkpoint_every=1000", "--eval_every=0", "--data.wait_limit=10"]
 
 
 def workers(lab: Lab) -> list[Row]:
     """A worker process of the loader goes; the run says so and ends, and the same command continues."""
     ways = [
-        ("loader's worker killed", signal.SIGKILL, "it was killed, as the system does when memory runs out"),
+        ("loader's worker killed", signal.SIGKILL, KILLED),
         ("loader's worker frozen", signal.SIGSTOP, "no data within data.wait_limit=10 s"),
     ]
-    return [_worker(lab, *way) for way in ways[: lab.times(len(ways), 1)]]
+    return [_worker(lab, *way) for way in ways]
+
+
+def loader_workers(command: Command) -> list[int]:
+    """The loader's worker processes, by their ids."""
+    return [pid for pid in command.workers() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def ends_with_the_reason(command: Command, words: str) -> None:
+    """Raises Failure unless it ends with one line with these words, or had done all of its work."""
+    status = command.ends(60.0)
+    if status != 0:
+        require(status == 2, f"ended with {status}: {command.last_line}")
+        require(words in command.last_line, f"said: {command.last_line}")
+        require("Traceback" not in command.text, "printed a traceback")
 
 
 def _worker(lab: Lab, name: str, number: int, words: str) -> Row:
     row, reference = Row(name), lab.reference()
-    for _ in range(lab.times(3, 1)):
+    for _ in range(3):
         with row.attempt():
             workdir = lab.place("worker")
             command = lab.train(workdir, "--data.wait_limit=10")
             command.reaches(lambda workdir=workdir: last_step(workdir) >= 5, "step 5")
-            workers = [pid for pid in command.workers() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
             began = time.monotonic()
-            os.kill(lab.rng.choice(workers), number)
-            status = command.ends(60.0)
+            os.kill(lab.rng.choice(loader_workers(command)), number)
+            ends_with_the_reason(command, words)
             row.seconds.append(time.monotonic() - began)
-            if status != 0:  # all of its work may have been done
-                require(status == 2, f"ended with {status}: {command.last_line}")
-                require(words in command.last_line, f"said: {command.last_line}")
-                require("Traceback" not in command.text, "printed a traceback")
             command.leaves_nothing()
             command = lab.train(workdir, "--resume")
             require(command.ends() == 0, f"the next start failed: {command.last_line}")

@@ -21,7 +21,9 @@ from stgt_jax.video_index import VideoIndex
 Moment = Callable[[Command, Path], None]  # waits for the moment to kill
 
 
-def _random_moment(lab: Lab) -> Moment:
+def random_moment(lab: Lab) -> Moment:
+    """From the first import to the end of a short training."""
+
     def wait(command: Command, workdir: Path) -> None:
         del workdir
         delay = lab.rng.uniform(0.2, 14.0)
@@ -44,7 +46,9 @@ def _workers_start(lab: Lab) -> Moment:
     return wait
 
 
-def _checkpoint_write(lab: Lab) -> Moment:
+def checkpoint_write(lab: Lab) -> Moment:
+    """While files of a checkpoint are written."""
+
     def wait(command: Command, workdir: Path) -> None:
         tmp = "*.orbax-checkpoint-tmp*"
         command.reaches(lambda: list((workdir / "checkpoints").glob(tmp)), "checkpoint being written")
@@ -66,23 +70,21 @@ def _validation(lab: Lab) -> Moment:
 
 
 MOMENTS = {
-    "at random moments": (_random_moment, 20, 2),
-    "in start-up": (_start_up, 3, 0),
-    "while workers start": (_workers_start, 3, 0),
-    "in a checkpoint write": (_checkpoint_write, 4, 1),
-    "in a validation": (_validation, 2, 0),
+    "at random moments": (random_moment, 20),
+    "in start-up": (_start_up, 3),
+    "while workers start": (_workers_start, 3),
+    "in a checkpoint write": (checkpoint_write, 4),
+    "in a validation": (_validation, 2),
 }
 
 
 def training(lab: Lab) -> list[Row]:
     """Kills the training of one process, and starts the same command again, until it is done."""
-    return [_killed(lab, name, moment(lab), lab.times(full, short)) for name, (moment, full, short) in MOMENTS.items()]
+    return [_killed(lab, name, moment(lab), times) for name, (moment, times) in MOMENTS.items()]
 
 
 def _killed(lab: Lab, name: str, moment: Moment, times: int) -> Row:
     row = Row(f"training killed {name}")
-    if not times:
-        return row
     reference, workdir, kills = lab.reference(), lab.place("killed"), 0
     while kills < times:
         with row.attempt():
@@ -129,8 +131,6 @@ class Work:
 
 def commands(lab: Lab) -> list[Row]:
     """Kills every other command that works for long, at random moments, and starts it again until it is done."""
-    if lab.short:
-        return []
     clips, model = lab.folder / "work_clips", lab.reference()
     make_moving_shapes(clips, num_train=200, num_test=1, image_size=96, num_frames=16, progress=False)
     build_shards(clips / "train" / "captions.csv", lab.folder / "frames", split="train", num_kept_frames=4, resize=32,

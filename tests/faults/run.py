@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import data
 import kills
 import places
 import several
+import short
 import signals
 import storage
 from lab import Failure, Lab, Row, make_data
@@ -28,6 +30,12 @@ GROUPS = {
     "signals": [signals.stops],
     "several": [several.processes],
     "places": [places.places],
+}
+INSIDE = "STGT_FAULTS_INSIDE"  # is set where /dev/shm is this program's own
+# The short form has two groups, which run side by side; a core is enough for each.
+SHORT_GROUPS = {
+    "training": [short.one_training],
+    "storage": [storage.writes, storage.damage, data.shards],
 }
 
 
@@ -44,30 +52,23 @@ def table(rows: list[Row]) -> str:
 def with_shared_memory_of_its_own() -> None:
     """Starts this program again where /dev/shm holds nothing of others, if the system permits that."""
     mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs stgt_faults /dev/shm && exec "$0" "$@"']
-    if "STGT_FAULTS_INSIDE" in os.environ or not shutil.which("unshare"):
+    if INSIDE in os.environ or not shutil.which("unshare"):
         return
     if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode == 0:
-        os.environ["STGT_FAULTS_INSIDE"] = "1"
+        os.environ[INSIDE] = "1"
         os.execvp("unshare", [*mount, sys.executable, *sys.argv])
     print("/dev/shm is shared with other programs, which must not use it meanwhile", file=sys.stderr)
 
 
-def main() -> int:
-    with_shared_memory_of_its_own()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="a few of each, in at most 3 minutes")
-    parser.add_argument("--only", default="", help="names of groups, with commas: " + ", ".join(GROUPS))
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments; printed")
-    parser.add_argument("--json", type=Path, help="file for the rows")
-    options = parser.parse_args()
-    names = options.only.split(",") if options.only else list(GROUPS)
-    print(f"seed {options.seed}", file=sys.stderr)
+def break_all(options: argparse.Namespace, names: Sequence[str]) -> list[Row]:
+    """Returns the rows of these groups."""
     rows: list[Row] = []
+    groups = SHORT_GROUPS if options.short else GROUPS
     with tempfile.TemporaryDirectory(prefix="stgt_faults_") as folder:
         lab = Lab(Path(folder), options.short, random.Random(options.seed))
         try:
             make_data(lab)
-            for fault in [fault for name in names for fault in GROUPS[name]]:
+            for fault in [fault for name in names for fault in groups[name]]:
                 began = time.monotonic()
                 try:
                     made = fault(lab)
@@ -79,6 +80,43 @@ def main() -> int:
                 print(f"{fault.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         finally:
             lab.close()
+    return rows
+
+
+def side_by_side(options: argparse.Namespace, names: Sequence[str]) -> list[Row]:
+    """Returns the rows of these groups, each from a process and with shared memory of its own."""
+    with tempfile.TemporaryDirectory(prefix="stgt_faults_") as folder:
+        files = [Path(folder) / f"{name}.json" for name in names]
+        environment = {name: value for name, value in os.environ.items() if name != INSIDE}
+        lanes = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--short", "--only", name, "--seed", str(options.seed), "--json", file],
+                env=environment, stdout=subprocess.DEVNULL,
+            )
+            for name, file in zip(names, files, strict=True)
+        ]  # fmt: skip
+        for lane, name, file in zip(lanes, names, files, strict=True):
+            lane.wait()
+            if not file.exists():
+                raise SystemExit(f"the group '{name}' ended with {lane.returncode}")
+        return [Row(**row) for file in files for row in json.loads(file.read_text())]
+
+
+def main() -> int:
+    with_shared_memory_of_its_own()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="a few of each, in at most 3 minutes")
+    parser.add_argument("--only", default="", help=f"names of groups, with commas: {', '.join(GROUPS)}")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments; printed")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    options = parser.parse_args()
+    groups = SHORT_GROUPS if options.short else GROUPS
+    names = options.only.split(",") if options.only else list(groups)
+    if unknown := set(names) - set(groups):
+        parser.error(f"--only: no group {', '.join(sorted(unknown))}; there are {', '.join(groups)}")
+    print(f"seed {options.seed}", file=sys.stderr)
+    # Without shared memory of their own, groups would take each other's for left behind.
+    rows = (side_by_side if options.short and len(names) > 1 and INSIDE in os.environ else break_all)(options, names)
     print(table([row for row in rows if row.tried or row.not_tried or row.lost]))
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")

@@ -52,8 +52,6 @@ def processes(lab: Lab) -> list[Row]:
         "one of two processes frozen": lambda lab, group: _signal(group, 1, signal.SIGSTOP),
     }
     rows: list[Row] = []
-    if lab.short:  # tests/experiments/test_processes.py kills and stops processes, too
-        return rows
     for name, happens in kills.items():
         rows.append(row := Row(name))
         with row.attempt():

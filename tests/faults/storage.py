@@ -55,8 +55,6 @@ def damage(lab: Lab) -> list[Row]:
 def clock(lab: Lab) -> list[Row]:
     """The clock is set back an hour every three seconds."""
     row = Row("clock goes backwards")
-    if lab.short:
-        return []
     with row.attempt():
         workdir = lab.place("clock")
         command = lab.train(workdir, PYTHONPATH=f"{CLOCK}:{Path(__file__).parents[2]}")
