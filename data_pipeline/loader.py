@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
+import ml_dtypes
 import numpy as np
 from absl import flags
 from tokenizers import BertWordPieceTokenizer
@@ -42,8 +43,10 @@ from data_pipeline.waiting import LimitedIterator
 # A batch of 128 clips of 8x224x224 has 154 MB, and by default grain would prepare hundreds of batches ahead.
 # One thread: several only wait for each other, as the work is bound by the CPU.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+_BUFFERED_OF_A_WORKER = 2  # batches
 _READ_AHEAD = 32  # clips that `eval_clips` reads ahead
 _log = logging.getLogger("stgt_jax")
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # of a batch: shape and dtype by name
 
 
 class TrainLoader:
@@ -60,8 +63,9 @@ class TrainLoader:
         config: DataConfig,
         sources: list[ShardSource],
         identity: Mapping[str, Any],
+        shapes: Shapes,
     ) -> None:
-        self._batches, self._mixture = batches, mixture
+        self._batches, self._mixture, self._shapes = batches, mixture, shapes
         self._num_workers, self._max_bad_records = config.num_workers, config.max_bad_records
         self._sources = sources
         self._identity = dict(identity)
@@ -86,6 +90,16 @@ class TrainLoader:
     def num_bad_records(self) -> int:
         """The damaged records that were left out so far, each counted once."""
         return len(self._bad_records)
+
+    @property
+    def num_held_batches(self) -> int:
+        """The batches in memory at a time: one in use, those being made, and those that wait."""
+        makers = max(1, self._num_workers)
+        return 1 + makers * (1 + _READ_OPTIONS.prefetch_buffer_size) + self._num_workers * _BUFFERED_OF_A_WORKER
+
+    def batch_shapes(self) -> Shapes:
+        """Returns the shape and the dtype of every array of a batch."""
+        return self._shapes
 
     def origin(self) -> Callable[[], dict[str, list[int]]]:
         """Returns a function that names the records of the last global batch, those of all processes.
@@ -145,7 +159,7 @@ class TrainLoader:
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which only absl's own app.run parses
             flags.FLAGS(["stgt"])
         start_resource_tracker()
-        workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
+        workers = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=_BUFFERED_OF_A_WORKER)
         return iter(remaining.mp_prefetch(workers, worker_init_fn=start_worker))
 
     def _count_bad_records(self, found: np.ndarray) -> None:
@@ -235,7 +249,21 @@ def train_loader(
     identity = {"split": split, "num_examples": num_examples[0], "global_batch_size": global_batch, "seed": seed}
     if len(sources) > 1:
         identity |= {"mix_num_examples": num_examples[1:], "mix_shares": shares}
-    return TrainLoader(batches, mixture, config, sources, identity)
+    shapes = _batch_shapes(config, sources[0], batch_size, num_frames, image_size)
+    return TrainLoader(batches, mixture, config, sources, identity, shapes)
+
+
+def _batch_shapes(config: DataConfig, source: ShardSource, batch_size: int, num_frames: int, image_size: int) -> Shapes:
+    settings = source.settings
+    shape: tuple[int, ...] = (image_size, image_size, 3)
+    dtype = np.dtype(np.uint8)
+    if settings.tokens:
+        shape, dtype = (settings.tokens.tokens_per_frame, settings.tokens.width), np.dtype(ml_dtypes.bfloat16)
+    asks = config.epoch == "questions"
+    length = config.question_length if asks else settings.max_text_length
+    text = (batch_size, length), np.dtype(np.int32)
+    shapes: Shapes = {"video": ((batch_size, num_frames, *shape), dtype), "input_ids": text, "attention_mask": text}
+    return shapes | ({"answer": ((batch_size,), np.dtype(np.int32))} if asks else {})
 
 
 def num_epoch_examples(config: DataConfig, source: ShardSource) -> int:

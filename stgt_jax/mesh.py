@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -104,7 +104,7 @@ def choose_mesh(
     candidates = list(_candidates(config, workload, devices))
     if not candidates:  # `make_mesh` or the train step says why
         return MeshConfig(**_without_auto(config))
-    memory = _memory_of_a_device(devices) if memory is None else memory
+    memory = memory_of_a_device(devices) if memory is None else memory
     chosen = candidates[0] if memory is None else _first_that_fits(candidates, workload.held, memory)
     _log.info("mesh: auto is %s", ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(chosen).items()))
     return chosen
@@ -135,7 +135,7 @@ def _devices_of_a_process(devices: Sequence[jax.Device]) -> int:
     return sum(device.process_index == devices[0].process_index for device in devices)
 
 
-def _memory_of_a_device(devices: Sequence[jax.Device]) -> float | None:
+def memory_of_a_device(devices: Iterable[jax.Device]) -> float | None:
     """Bytes, as reported by the first device of this process (others cannot be asked); None where it reports none."""
     own = next((device for device in devices if device.process_index == jax.process_index()), None)
     return ((own.memory_stats() if own else None) or {}).get("bytes_limit")

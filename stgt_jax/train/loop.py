@@ -25,12 +25,12 @@ from stgt_jax.sharding import shard_batch
 from stgt_jax.train.checkpoint import Checkpoints
 from stgt_jax.train.log import RunLog
 from stgt_jax.train.loss_watch import LossWatch
+from stgt_jax.train.memory import Shapes, fitting_train_step
 from stgt_jax.train.out_of_memory import OF_STATE, OF_STEP, out_of_memory_named
 from stgt_jax.train.performance import StepTimer
 from stgt_jax.train.profile import StepTrace
 from stgt_jax.train.run_lock import locked
 from stgt_jax.train.state import TrainState, abstract_state, init_state, mesh_for
-from stgt_jax.train.step import make_train_step
 from stgt_jax.train.stop_requests import stop_requests
 from stgt_jax.train.supervisor import Evaluate, Supervisor
 
@@ -43,7 +43,14 @@ _log = logging.getLogger(__name__)
 class TrainIterator(Protocol):
     """The training data of this process, without end."""
 
+    @property
+    def num_held_batches(self) -> int:
+        """The batches in memory at a time, those of worker processes included."""
+
     def __next__(self) -> Mapping[str, np.ndarray]: ...
+
+    def batch_shapes(self) -> Shapes:
+        """Returns the shape and the dtype of every array of a batch."""
 
     def get_state(self) -> Any:
         """Returns the position in the data."""
@@ -95,7 +102,8 @@ def train(
 
     Raises:
       STGTError: a workdir that is in use, was started with other options, or cannot be written to; weights that do not
-        fit the model; data that ends; a loss that is not finite; steps to trace that the run does not have.
+        fit the model; data that ends; a loss that is not finite; steps to trace that the run does not have;
+        a training that devices or host have not enough memory for.
       StorageError: the workdir cannot be written to any more.
       Preempted: the run was asked to stop, by SIGTERM or SIGHUP to any process or a TPU's maintenance event: after the
         running step and the time to write its checkpoint.
@@ -106,7 +114,6 @@ def train(
     model, workdir = STGT(model_config), folder_path(workdir)
     trace = StepTrace(workdir, profile_steps, config.num_steps)
     mesh = mesh_for(model, config, devices)
-    train_step = make_train_step(model, config, mesh)
     provenance = provenance or Provenance()
     content: Mapping[str, Any] = {"model": model_config, "train": config, **provenance.sections}
     with (
@@ -118,6 +125,8 @@ def train(
         contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best, config.best_metric)) as checkpoints,
     ):
         content = _checked_content(workdir, content, checkpoints, resume, allow_changes)
+        shapes, num_batches = train_iterator.batch_shapes(), train_iterator.num_held_batches
+        train_step = fitting_train_step(model, config, mesh, shapes, num_batches)
         with out_of_memory_named("making the first state", OF_STATE):
             state, data_state = _first_state(model, config, mesh, checkpoints, initial_params)
         if data_state is not None:

@@ -15,6 +15,11 @@ OF_STEP = "take a larger --train.accumulation_steps, --model.remat true, or more
 OF_VALIDATION = "give --train.eval_every 0 and evaluate afterwards, or more devices with --train.mesh.fsdp"
 
 
+def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether the error says that a device's memory is used up."""
+    return bool(_SIGNS.search(str(error)))
+
+
 @contextlib.contextmanager
 def out_of_memory_named(phase: str, mend: str) -> Iterator[None]:
     """Turns the device's error inside into STGTError.
@@ -26,7 +31,7 @@ def out_of_memory_named(phase: str, mend: str) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not _SIGNS.search(str(error)):
+        if not is_out_of_memory(error):
             raise
         found = _SIZE.search(str(error))
         size = f" (it asked for {found[1]} more)" if found else ""

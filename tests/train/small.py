@@ -51,6 +51,8 @@ class Batches:
     with whose batch a signal comes, by default SIGTERM.
     """
 
+    num_held_batches = 1
+
     def __init__(
         self, *, poisoned: int = 0, dies_at: int = 0, stops_at: int = 0, signal_number: int = signal.SIGTERM
     ) -> None:
@@ -72,6 +74,10 @@ class Batches:
     def origin(self) -> Callable[[], dict[str, int]]:
         number = self.taken
         return lambda: {"batch": number}
+
+    def batch_shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        shapes = {name: (array.shape, array.dtype) for name, array in make_batch(0).items()}
+        return shapes | {"video": (shapes["video"][0], np.float32)}
 
     def get_state(self) -> bytes:
         return str(self.taken).encode()

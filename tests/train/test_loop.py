@@ -261,7 +261,7 @@ def test_memory_of_a_device_that_runs_out_is_one_line_with_the_phase(
               devices=jax.devices()[:1])  # fmt: skip
     with pytest.raises(STGTError, match=r"out of memory in making the first state .*mesh\.fsdp"):
         one_run(tmp_path / "b", Batches(), initial_params=out_of_memory)
-    monkeypatch.setattr("stgt_jax.train.loop.make_train_step", lambda *_: out_of_memory)
+    monkeypatch.setattr("stgt_jax.train.loop.fitting_train_step", lambda *_: out_of_memory)
     with pytest.raises(STGTError, match=r"out of memory in a training step .*--train\.accumulation_steps"):
         one_run(tmp_path / "c", Batches())
 

@@ -29,6 +29,7 @@ from stgt_jax.errors import STGTError
 from stgt_jax.mesh import make_mesh, slice_of
 from stgt_jax.models.stgt import STGT
 from stgt_jax.sharding import batch_layout
+from stgt_jax.train.memory import program_memory, total_memory
 from stgt_jax.train.state import abstract_state, mesh_for
 from stgt_jax.train.step import make_train_step
 
@@ -163,16 +164,8 @@ def _held_whole(state: Any, compiled: jax.stages.Compiled, mesh: Mesh) -> list[F
 
 
 def _memory(compiled: jax.stages.Compiled, limit: float) -> Figures:
-    stats = compiled.memory_analysis()
-    assert stats is not None, "this platform's compiler has no memory analysis"
-    sizes = {
-        "arguments": stats.argument_size_in_bytes,
-        "outputs": stats.output_size_in_bytes,
-        "outputs_in_place": stats.alias_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "program": stats.generated_code_size_in_bytes,
-    }
-    total = sum(sizes.values()) - 2 * sizes["outputs_in_place"]  # part of the outputs, but takes no memory of its own
+    sizes = program_memory(compiled)
+    total = total_memory(sizes)
     return sizes | {"total": total, "limit": limit, "fits": total <= limit}
 
 
