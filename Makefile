@@ -10,7 +10,7 @@ MINOR = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:
 LOCK = $(wildcard requirements/lock-$(MINOR).txt)
 INSTALL = $(BIN)/python -m pip install --quiet $(LOCK:%=--constraint %)
 
-.PHONY: install demo weights check test faults lint format lock audit clean
+.PHONY: install demo weights check test faults fuzz lint format lock audit clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -35,6 +35,13 @@ test: lint $(VENV)/.installed-compilers $(VENV)/.installed-oracles
 faults: export PYTHONPATH := .:tests:tests/experiments
 faults: $(VENV)/.installed-test
 	$(BIN)/python tests/faults/run.py $(FAULTS)
+
+# Mutated files for every parser. FUZZ="--seconds 60" takes a minute.
+FUZZ ?= --runs 1000000
+fuzz: export PYTHONPATH := .:tests/fuzz:$(VENV)/fuzz
+fuzz: export JAX_PLATFORMS := cpu
+fuzz: $(VENV)/.installed-test $(VENV)/.installed-fuzz
+	$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -61,6 +68,10 @@ audit: $(VENV)/.installed-audit  # known vulnerabilities of the locked versions;
 
 $(VENV)/.installed-audit: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/audit pip-audit
+	touch $@
+
+$(VENV)/.installed-fuzz: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/fuzz atheris
 	touch $@
 
 clean:  # what `make test` left; runs and .venv stay

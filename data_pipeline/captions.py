@@ -113,7 +113,7 @@ def _seconds(path: Path, number: int, name: str, value: Any) -> float | None:
         return None
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0:
         raise DataError(f"row {number} of '{path}': {name} must be seconds of at least 0, not {value!r:.40}")

@@ -89,7 +89,7 @@ def _parse_answers(path: str, text: str) -> Sequence[str]:
         return [line.strip() for line in text.splitlines()]
     try:
         content: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"answers '{path}' is not JSON: {error}") from error
     if isinstance(content, dict):
         if sorted(map(str, content.values())) != sorted(map(str, range(len(content)))):

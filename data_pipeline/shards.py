@@ -192,7 +192,7 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
         if schema == SCHEMA and manifest["sha256"] != hash_manifest(manifest):
             raise ValueError("it was changed")
         settings, files = _read_settings(manifest), manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"shard set file '{folder / MANIFEST_NAME}' cannot be read: {rebuild}") from error
     if settings is None:
         raise DataError(

@@ -154,7 +154,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """Reads a results file. Raises STGTError where it is missing, or not one of this version."""
     try:
         content = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise STGTError(f"'{path}' is missing or not JSON ({error}); `stgt eval ... --results` writes it") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"queries", "items"} & content.keys():
         raise STGTError(f"'{path}' is not a results file of this version; `stgt eval ... --results` writes one")

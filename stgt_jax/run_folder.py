@@ -169,8 +169,10 @@ def read_run(path: PathLike) -> Run:
         raise STGTError(f"{path}: has no {CONFIG_NAME}; give the folder of a run (its --workdir)")
     try:
         content = json.loads((found / CONFIG_NAME).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise STGTError(f"'{found / CONFIG_NAME}' is not JSON ({error}); restore it") from error
+    if not isinstance(content, dict):
+        raise STGTError(f"'{found / CONFIG_NAME}' does not hold a JSON object; restore it")
     return Run(found, content)
 
 
@@ -316,5 +318,7 @@ def _from_json(cls: type, values: Any, file: epath.Path, section: str) -> Any:
     nested = {n: _from_json(types[n], v, file, n) for n, v in values.items() if dataclasses.is_dataclass(types[n])}
     try:
         return cls(**{**values, **nested})
+    except STGTError as error:
+        raise STGTError(f"'{file}': \"{section}\": {error}") from error
     except TypeError as error:
         raise STGTError(f"'{file}': \"{section}\" is not complete ({error}); restore the file") from error

@@ -55,10 +55,12 @@ class VideoIndex:
             self.header: dict[str, Any] = json.loads(file.read_text())
         except OSError as error:
             raise STGTError(f"no index in '{folder}' ({error.strerror}); make one with `stgt index`") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise STGTError(f"'{file}' is damaged ({error}); delete the index and make it again") from error
-        if self.header.get("schema") != SCHEMA:
+        if isinstance(self.header, dict) and self.header.get("schema") != SCHEMA:
             raise STGTError(f"'{folder}' is an index of another version; delete it and make it again")
+        if not _is_header(self.header):
+            raise STGTError(f"'{file}' is damaged: it lacks a number or a shape; delete the index and make it again")
         self.files: dict[str, IndexedFile] = {}
         self._by_row: list[IndexedFile] | None = None  # those with clips, for `locate`
         self._num_rows = 0
@@ -171,9 +173,9 @@ class VideoIndex:
     def _replay(self) -> None:
         """Reads the events. An incomplete last line, of an interrupted run, is cut off."""
         try:
-            text = self._journal.read_text()
+            text = self._journal.read_bytes().decode()
             held = self._embeddings.stat().st_size // self._row_bytes
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise STGTError(
                 f"the index in '{self.folder}' is damaged ({error}); delete it and make it again"
             ) from error
@@ -183,7 +185,7 @@ class VideoIndex:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 self._apply(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise STGTError(
                     f"'{self._journal}', line {number} is damaged ({error}); delete the index and make it again"
                 ) from error
@@ -198,8 +200,19 @@ class VideoIndex:
             del self.files[event["removed"]]
             return
         file = IndexedFile(**{**event, "segments": tuple(map(_times, event["segments"]))})
+        if not isinstance(file.path, str) or not isinstance(file.row, int) or file.row < 0:
+            raise TypeError("it needs a path and a row")
         self.files[file.path] = file
         self._num_rows = max(self._num_rows, file.row + len(file.segments))
+
+
+def _is_header(header: Any) -> bool:
+    """Whether it has what the names and sizes of the other files follow from."""
+    if not isinstance(header, dict):
+        return False
+    shape = header.get("shape")
+    numbers = [header.get("number"), *(shape if isinstance(shape, list) and len(shape) == 2 else [None])]
+    return all(type(number) is int and number >= 0 for number in numbers) and 0 not in numbers[1:]
 
 
 def _times(values: Sequence[float]) -> tuple[float, float]:

@@ -17,9 +17,9 @@ SUFFIXES = (
 
 
 def walk_videos(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields the video files under a folder, in order, known by their extensions."""
+    """Yields the video files under a folder, in order, known by their extensions. Links to folders are followed."""
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _leads_back(parent, name))
         for name in sorted(names):
             path = Path(parent, name)
             if _suffix(name) in SUFFIXES and path.is_file():
@@ -55,8 +55,15 @@ class VideoFiles:
           The path of a file, or, if there is none, the path where it was expected.
         """
         path = os.path.join(inside, name)
-        if not name or (not in_bucket(self.folder) and (self.folder / path).is_file()):
-            return path if name else ""
+        if not name:
+            return ""
+        base = os.path.normpath(self.folder)
+        if os.path.commonpath([base, os.path.normpath(os.path.join(base, path))]) != base:
+            raise DataError(
+                f"'{path:.200}' is not a video in '{self.folder}'; if another folder is meant, give it with --videos"
+            )
+        if not in_bucket(self.folder) and os.path.isfile(self.folder / path):
+            return path
         parent, base = os.path.split(path)
         files = self._list(parent)  # also in a bucket, where asking for each file takes long
         if base in files.values():
@@ -65,15 +72,29 @@ class VideoFiles:
         found = files.get(base) or files.get(stem)
         return os.path.join(parent, found or (base if stem != base else f"{base}{SUFFIXES[0]}"))
 
+    def has_folder(self, inside: str) -> bool:
+        """Whether there is a folder of this name in the folder of videos."""
+        place = self.folder / inside
+        return place.is_dir() if in_bucket(place) else os.path.isdir(place)  # which a name that is too long is not
+
     def _list(self, inside: str) -> dict[str, str]:
         if inside not in self._by_stem:
             names = []
-            if (self.folder / inside).is_dir():
+            if self.has_folder(inside):
                 listed = [path.name for path in (self.folder / inside).iterdir()]
                 names = [name for name in listed if _stem(name) != name]
             by_preference = sorted(names, key=lambda name: (SUFFIXES.index(_suffix(name)), name), reverse=True)
             self._by_stem[inside] = {_stem(name): name for name in by_preference}
         return self._by_stem[inside]
+
+
+def _leads_back(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that it is in, which would lead round and round."""
+    place = os.path.join(parent, name)
+    if not os.path.islink(place):
+        return False
+    target = os.path.realpath(place)
+    return os.path.commonpath([target, os.path.realpath(parent)]) == target
 
 
 def _suffix(name: str) -> str:

@@ -22,8 +22,9 @@ def read(request: Request) -> Annotated:
 
 def _folder_of(videos: VideoFiles, page_dir: str) -> str:
     """Returns the folder of a page, which lies in the folder of videos or, as downloaders make it, one level below."""
-    below = sorted(path.name for path in videos.folder.iterdir() if (path / page_dir).is_dir())
-    return page_dir if (videos.folder / page_dir).is_dir() or not below else f"{below[0]}/{page_dir}"
+    names = sorted(path.name for path in videos.folder.iterdir())
+    below = [f"{name}/{page_dir}" for name in names if videos.has_folder(f"{name}/{page_dir}")]
+    return page_dir if videos.has_folder(page_dir) or not below else below[0]
 
 
 DATASET = Dataset(read, {"10M": ("train", "val"), "2M": ("train", "val")})

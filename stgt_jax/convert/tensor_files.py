@@ -115,7 +115,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Returns the content of a JSON file. Raises STGTError where it is missing or does not hold an object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise STGTError(f"'{file}' is missing or not JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise STGTError(f"'{file}' is not a JSON object; download it again")

@@ -106,7 +106,10 @@ class _Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._zip = zipfile.ZipFile(path)
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except Exception as error:  # zipfile raises almost anything
+            raise STGTError(f"'{path}' is damaged ({error}); download or copy it again") from error
         names = self._zip.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1 or any("/code/" in name for name in names):
@@ -135,7 +138,7 @@ class _Archive:
         self.size(entry)
         try:
             return self._zip.read(entry)
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except Exception as error:  # likewise
             raise STGTError(f"'{self.path}' is damaged ({error}); download or copy it again") from error
 
     def read_kept(self, entry: str) -> bytes:

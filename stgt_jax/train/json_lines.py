@@ -52,13 +52,19 @@ class JsonLines:
 
 def read_line(text: str) -> dict[str, Any]:
     """Returns the values of a line. Raises ValueError where it is not whole."""
-    return {name: math.nan if value is None else value for name, value in json.loads(text).items()}
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        raise ValueError("is not the values of a step")
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def lines_until(path: epath.Path, step: int) -> list[dict[str, Any]]:
     """Returns the lines of such a file up to `step`, without a last line that was cut off."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []:
         try:
             line = read_line(text)
         except ValueError:

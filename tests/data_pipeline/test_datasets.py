@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from clips import frame_level, write_clip
 from data_pipeline.build import build_shards
 from data_pipeline.datasets.msrvtt import NUM_HELD_OUT
 from data_pipeline.datasets.select import DATASETS, read_dataset
+from data_pipeline.datasets.video_files import VideoFiles, walk_videos
 from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 from data_pipeline.tokenizer import SPECIAL_TOKENS
@@ -497,3 +499,22 @@ def test_what_is_not_known_is_refused_with_what_is(annotations, place):
     with pytest.raises(DataError, match=r"no file or folder '.*annotations'"):
         texts("msvd", annotations, "test")
     assert set(DATASETS) == {"webvid", "vidal", "msrvtt", "msvd", "didemo", "lsmdc", "lavis", "folder"}
+
+
+def test_link_to_a_folder_above_is_not_followed_and_one_to_another_is(tmp_path: Path) -> None:
+    videos, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    for folder, name in ((videos / "a", "1.mp4"), (elsewhere, "2.mp4")):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+    (videos / "a" / "up").symlink_to(videos)
+    (videos / "b").symlink_to(elsewhere)
+    assert [str(path.relative_to(videos)) for path in walk_videos(videos)] == ["a/1.mp4", "b/2.mp4"]
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/../../secret.mp4", "/etc/secret"])
+def test_video_outside_of_the_folder_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "secret.mp4").touch()
+    with pytest.raises(DataError, match=rf"'{name}' is not a video in '{tmp_path}/videos'; .*--videos"):
+        VideoFiles(tmp_path / "videos").find(name)
+    assert VideoFiles(tmp_path).find(str(tmp_path / "secret")) == str(tmp_path / "secret.mp4")
