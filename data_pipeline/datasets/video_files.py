@@ -57,8 +57,8 @@ class VideoFiles:
         path = os.path.join(inside, name)
         if not name:
             return ""
-        base = os.path.normpath(self.folder)
-        if os.path.commonpath([base, os.path.normpath(os.path.join(base, path))]) != base:
+        top = os.path.normpath(self.folder)
+        if os.path.commonpath([top, os.path.normpath(os.path.join(top, path))]) != top:
             raise DataError(
                 f"'{path:.200}' is not a video in '{self.folder}'; if another folder is meant, give it with --videos"
             )

@@ -109,6 +109,4 @@ JSON_TARGETS = sorted(name for name, target in TARGETS.items() if Path(target.fi
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=ANYTHING)
 def test_json_of_any_shape_is_read_or_refused(target: str, tmp_path: Path, content: object) -> None:
-    import json
-
     check(TARGETS[target], json.dumps(content).encode(), tmp_path)
