@@ -4,7 +4,6 @@ A model that answers questions chooses among a list of answers: those of a file,
 """
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.prepare import in_threads
 from data_pipeline.shards import VOCAB_NAME, ShardSource, open_shards
 from data_pipeline.tokenizer import encode, load_tokenizer
+from stgt_jax.checks import parse_json
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def _parse_answers(path: str, text: str) -> Sequence[str]:
     if not text.lstrip().startswith(("[", "{")):
         return [line.strip() for line in text.splitlines()]
     try:
-        content: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content: Any = parse_json(text)
+    except ValueError as error:
         raise DataError(f"answers '{path}' is not JSON: {error}") from error
     if isinstance(content, dict):
         if sorted(map(str, content.values())) != sorted(map(str, range(len(content)))):

@@ -24,7 +24,7 @@ from etils import epath
 from data_pipeline.config import FrameShape, StoredEncoding, TextCleaning
 from data_pipeline.errors import DataError
 from data_pipeline.stored_frames import StoredFrames
-from stgt_jax.checks import in_bucket
+from stgt_jax.checks import in_bucket, parse_json
 
 VOCAB_NAME = "vocab.txt"
 MANIFEST_NAME = "manifest.json"
@@ -187,12 +187,12 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
         raise DataError(f"no split '{split}' in shard set '{shards}'; known: {', '.join(known)}")
     folder, rebuild = shards / split, f"rebuild split '{split}'"
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text())
+        manifest = parse_json((folder / MANIFEST_NAME).read_text())
         schema = manifest.get("schema", 1)
         if schema == SCHEMA and manifest["sha256"] != hash_manifest(manifest):
             raise ValueError("it was changed")
         settings, files = _read_settings(manifest), manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"shard set file '{folder / MANIFEST_NAME}' cannot be read: {rebuild}") from error
     if settings is None:
         raise DataError(

@@ -2,13 +2,13 @@
 
 import collections
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
+from stgt_jax.checks import parse_json
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # which JSON can hold as "\\ud800", and no UTF-8
 _QUOTED = re.compile(r'"(?:[^"]++|"")*+"(?:,|[\r\n]|$)')  # a quoted cell with what ends it
@@ -48,8 +48,8 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # a plain ValueError: a number of thousands of digits
+        return parse_json(text)
+    except ValueError as error:  # a plain ValueError: a number of thousands of digits
         raise DataError(f"bad JSON in '{path}': {error}") from error
 
 

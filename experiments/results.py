@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline.shards import ShardSource
+from stgt_jax.checks import parse_json
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
 from stgt_jax.eval.captioning import CaptioningResult
@@ -147,14 +147,14 @@ def _describe_subject(task: str, subject: Subject, options: Mapping[str, Any]) -
 def _notes(checkpoint: str) -> list[str]:
     """What a conversion of the weights noted, such as that a table of them is lost."""
     file = folder_path(model_folder(checkpoint)) / CONVERSION_NAME
-    return json.loads(file.read_text())["notes"] if file.exists() else []
+    return parse_json(file.read_text())["notes"] if file.exists() else []
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
     """Reads a results file. Raises STGTError where it is missing, or not one of this version."""
     try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(Path(path).read_text())
+    except (OSError, ValueError) as error:
         raise STGTError(f"'{path}' is missing or not JSON ({error}); `stgt eval ... --results` writes it") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or not {"queries", "items"} & content.keys():
         raise STGTError(f"'{path}' is not a results file of this version; `stgt eval ... --results` writes one")

@@ -1,10 +1,11 @@
-"""Checks of options and paths, shared by all packages.
+"""Checks of options, paths and JSON, shared by all packages.
 
 Each check raises `STGTError` with one line that names the option as `section.option`. This module and
 `stgt_jax.errors` import nothing else of the project, so every package can use them.
 """
 
 import difflib
+import json
 import os
 import typing
 from collections.abc import Iterable
@@ -34,6 +35,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def in_bucket(path: str | os.PathLike[str]) -> bool:
     """Returns whether `path` is an address in an object store, such as gs://bucket/folder, and not a local path."""
     return "://" in os.fspath(path)
+
+
+def parse_json(text: str) -> Any:
+    """Returns the content of a JSON text. Raises ValueError where it is none, or is nested too deep to read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def check(ok: bool, message: str) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from etils import epath
 from etils.epath.gpath import PosixGPath
 
-from stgt_jax.checks import did_you_mean, in_bucket
+from stgt_jax.checks import did_you_mean, in_bucket, parse_json
 from stgt_jax.config import ModelConfig, TrainConfig
 from stgt_jax.errors import STGTError
 
@@ -168,8 +168,8 @@ def read_run(path: PathLike) -> Run:
     if found is None:
         raise STGTError(f"{path}: has no {CONFIG_NAME}; give the folder of a run (its --workdir)")
     try:
-        content = json.loads((found / CONFIG_NAME).read_text())
-    except (ValueError, RecursionError) as error:
+        content = parse_json((found / CONFIG_NAME).read_text())
+    except ValueError as error:
         raise STGTError(f"'{found / CONFIG_NAME}' is not JSON ({error}); restore it") from error
     if not isinstance(content, dict):
         raise STGTError(f"'{found / CONFIG_NAME}' does not hold a JSON object; restore it")

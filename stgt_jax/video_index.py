@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from stgt_jax.checks import parse_json
 from stgt_jax.errors import STGTError
 
 SCHEMA = 1
@@ -52,10 +53,10 @@ class VideoIndex:
         self.folder = Path(folder)
         file = self.folder / HEADER_NAME
         try:
-            self.header: dict[str, Any] = json.loads(file.read_text())
+            self.header: dict[str, Any] = parse_json(file.read_text())
         except OSError as error:
             raise STGTError(f"no index in '{folder}' ({error.strerror}); make one with `stgt index`") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise STGTError(f"'{file}' is damaged ({error}); delete the index and make it again") from error
         if isinstance(self.header, dict) and self.header.get("schema") != SCHEMA:
             raise STGTError(f"'{folder}' is an index of another version; delete it and make it again")
@@ -184,8 +185,8 @@ class VideoIndex:
             self._journal.write_text(whole)
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                self._apply(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                self._apply(parse_json(line))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise STGTError(
                     f"'{self._journal}', line {number} is damaged ({error}); delete the index and make it again"
                 ) from error
@@ -208,11 +209,10 @@ class VideoIndex:
 
 def _is_header(header: Any) -> bool:
     """Whether it has what the names and sizes of the other files follow from."""
-    if not isinstance(header, dict):
-        return False
-    shape = header.get("shape")
-    numbers = [header.get("number"), *(shape if isinstance(shape, list) and len(shape) == 2 else [None])]
-    return all(type(number) is int and number >= 0 for number in numbers) and 0 not in numbers[1:]
+    match header:
+        case {"number": int(number), "shape": [int(queries), int(width)]}:
+            return number >= 0 and queries > 0 and width > 0
+    return False
 
 
 def _times(values: Sequence[float]) -> tuple[float, float]:

@@ -1,7 +1,6 @@
 """Reads annotation files in the forms that data sets use. What is wrong is named by file and entry."""
 
 import io
-import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError
 from data_pipeline.text_files import SURROGATE, read_json, read_lines, read_table
+from stgt_jax.checks import parse_json
 
 
 def find_file(folder: Path, *names: str) -> Path:
@@ -135,8 +135,8 @@ def _line_entry(path: Path, number: int, line: str) -> Iterator[Entry]:
     if not line.strip():
         return
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(line)
+    except ValueError as error:
         raise DataError(f"bad JSON in line {number} of '{path}': {error}") from error
     if not isinstance(values, dict):
         raise DataError(f"line {number} of '{path}' must be an object, not {values!r:.40}")

@@ -1,6 +1,5 @@
 """Opens files of weights, safetensors or torch's: one file, or a folder as Hugging Face has it."""
 
-import json
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from stgt_jax.checks import parse_json
 from stgt_jax.convert.stored_tensor import StoredTensor
 from stgt_jax.convert.torch_file import Placeholder, read_torch
 from stgt_jax.errors import STGTError
@@ -38,7 +38,11 @@ def open_tensors(path: Path) -> tuple[Tensors, list[str]]:
     """
     if path.is_dir():
         return _open_folder(path)
-    if not path.exists():
+    return _open_file(path)
+
+
+def _open_file(path: Path) -> tuple[Tensors, list[str]]:
+    if not path.is_file():
         raise STGTError(f"'{path}': no such file of weights")
     if path.suffix in SAFETENSORS:
         return open_safetensors(path), []
@@ -72,8 +76,11 @@ def open_safetensors(path: Path) -> Tensors:
 
 
 def _open_torch(path: Path) -> tuple[Tensors, list[str]]:
-    content, others = read_torch(path), []
+    content, others, seen = read_torch(path), list[str](), set[int]()
     while key := next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None):
+        if id(content) in seen:
+            raise STGTError(f"'{path}' is damaged: its {key!r} holds itself")
+        seen.add(id(content))
         others += [str(name) for name in content if name != key]
         content = content[key]
     for name, value in content.items():
@@ -93,7 +100,7 @@ def _open_folder(folder: Path) -> tuple[Tensors, list[str]]:
     if name is None:
         raise STGTError(f"'{folder}' holds none of {', '.join(_IN_FOLDER)}; give the folder of a model, or a file")
     if not name.endswith(".index.json"):
-        return open_tensors(folder / name)
+        return _open_file(folder / name)
     index = folder / name
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
@@ -101,9 +108,9 @@ def _open_folder(folder: Path) -> tuple[Tensors, list[str]]:
     tensors: Tensors = {}
     others: list[str] = []
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
+        if Path(file).name != file or not file:
             raise STGTError(f"'{index}' names '{file}', which is not a file of that folder")
-        opened, more = open_tensors(folder / file)
+        opened, more = _open_file(folder / file)
         tensors |= opened
         others += more
     if absent := sorted(weight_map.keys() - tensors.keys()):
@@ -114,8 +121,8 @@ def _open_folder(folder: Path) -> tuple[Tensors, list[str]]:
 def read_json(file: Path) -> dict[str, Any]:
     """Returns the content of a JSON file. Raises STGTError where it is missing or does not hold an object."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise STGTError(f"'{file}' is missing or not JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise STGTError(f"'{file}' is not a JSON object; download it again")

@@ -109,7 +109,9 @@ class _Archive:
         try:
             self._zip = zipfile.ZipFile(path)
         except Exception as error:  # zipfile raises almost anything
-            raise STGTError(f"'{path}' is damaged ({error}); download or copy it again") from error
+            raise STGTError(
+                f"'{path}' is not a file of torch.save, or it is not whole ({error}); download or copy it again"
+            ) from error
         names = self._zip.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1 or any("/code/" in name for name in names):
@@ -160,8 +162,6 @@ def _read_archive(path: Path) -> Any:
     for begin, message in _NOT_WEIGHTS.items():
         if start.lstrip().startswith(begin):
             raise STGTError(f"'{path}' {message}")
-    if not zipfile.is_zipfile(path):
-        raise STGTError(f"'{path}' is not a file of torch.save, or it is not whole; download or copy it again")
     archive = _Archive(path)
     program = archive.read(f"{archive.root}data.pkl")
     _check_program(path, program)

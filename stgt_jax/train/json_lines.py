@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from stgt_jax.checks import in_bucket
+from stgt_jax.checks import in_bucket, parse_json
 from stgt_jax.run_folder import write_whole
 
 Line = Mapping[str, Any]
@@ -52,10 +52,7 @@ class JsonLines:
 
 def read_line(text: str) -> dict[str, Any]:
     """Returns the values of a line. Raises ValueError where it is not whole."""
-    try:
-        values = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+    values = parse_json(text)
     if not isinstance(values, dict) or not isinstance(values.get("step"), int):
         raise ValueError("is not the values of a step")
     return {name: math.nan if value is None else value for name, value in values.items()}

@@ -1,6 +1,7 @@
 """Feeds mutated files to every parser, guided by coverage (atheris): `make fuzz`. What is found goes to the corpus."""
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
@@ -32,12 +33,16 @@ def fuzz(name: str, runs: int, seconds: float, seed: int, folder: Path) -> None:
     longest = max(LONGEST_FILE, *(2 * path.stat().st_size for path in seeds.iterdir()))
 
     def one(data: bytes) -> None:
-        check(target, data, folder / "place")
+        try:
+            check(target, data, folder / "place")
+        except BaseException:
+            (CORPUS / name / f"new-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
+            raise
 
     limits = [f"-runs={runs}"] if runs else [f"-max_total_time={max(1, round(seconds))}"]
     atheris.Setup(
         [sys.argv[0], *limits, f"-seed={seed}", f"-timeout={SECONDS_A_FILE}", f"-rss_limit_mb={MEGABYTES}",
-         f"-max_len={longest}", f"-artifact_prefix={CORPUS / name}/new-", "-print_final_stats=1", str(seeds)],
+         f"-max_len={longest}", f"-artifact_prefix={CORPUS / name}/new-", str(seeds)],
         one,
     )  # fmt: skip
     atheris.Fuzz()
@@ -90,8 +95,7 @@ def main() -> int:
             pid, status = os.wait()
             name = running.pop(pid)
             said = Path(top, f"{name}.log").read_text(errors="replace")
-            count = re.search(r"number_of_executed_units: *(\d+)", said)
-            done = int(count[1]) if count else 0
+            done = max(map(int, re.findall(r"^#(\d+)\t", said, re.MULTILINE)), default=0)
             executed += done
             print(f"{name}: {done:,} executions, {'nothing found' if status == 0 else 'FOUND'}", flush=True)
             if status:
