@@ -8,8 +8,8 @@ from processes import ROOT
 from data_pipeline.config import CLIP_TIME_LIMIT, WAIT_LIMIT
 from experiments.commands.processes import Processes
 from stgt_jax.distributed import JOIN_TIMEOUT
+from stgt_jax.storage import REACH_LIMIT, STORAGE_LIMIT
 from stgt_jax.train.run_lock import BEAT_SECONDS
-from stgt_jax.train.storage_wait import SAVE_LIMIT
 
 MODEL = ROOT / "docs" / "model.md"
 SECTIONS = set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", MODEL.read_text(), re.MULTILINE))
@@ -52,5 +52,13 @@ def test_links_between_documents_lead_somewhere():
 def test_limits_of_waiting_are_those_of_the_code():
     table = (ROOT / "docs" / "faults.md").read_text().partition("## How long it waits")[2]
     seconds = [int(number) for number in re.findall(r"^\| .* \| (\d+) \| ", table, re.MULTILINE)]
-    limits = [WAIT_LIMIT, SAVE_LIMIT, CLIP_TIME_LIMIT, JOIN_TIMEOUT, Processes().heartbeat_timeout, 2 * BEAT_SECONDS]
+    limits = [
+        WAIT_LIMIT,
+        STORAGE_LIMIT,
+        REACH_LIMIT,
+        CLIP_TIME_LIMIT,
+        JOIN_TIMEOUT,
+        Processes().heartbeat_timeout,
+        2 * BEAT_SECONDS,
+    ]
     assert seconds == limits

@@ -11,6 +11,7 @@ WORKDIR may be a folder in a bucket.
 
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -33,6 +34,7 @@ from stgt_jax.exported import WEIGHTS_NAME, is_exported, read_weights
 from stgt_jax.models.stgt import STGT, param_shapes
 from stgt_jax.run_folder import PathLike, existing_folder, folder_path, read_run
 from stgt_jax.sharding import param_shardings
+from stgt_jax.storage import cause_of, in_time
 from stgt_jax.train.saved_arrays import (
     DamagedCheckpoint,
     cast_arrays,
@@ -47,7 +49,6 @@ from stgt_jax.train.saved_arrays import (
     verify,
 )
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, split_params
-from stgt_jax.train.storage_wait import cause_of, in_time
 
 _log = logging.getLogger(__name__)
 _PREEMPTED = "preempted"  # a note beside a checkpoint: it was saved because the run had to stop
@@ -145,7 +146,8 @@ class Checkpoints:
     ) -> None:
         """Begins to write a checkpoint; `state` may be overwritten as soon as this returns.
 
-        It first waits until the checkpoint before this one is written, `SAVE_LIMIT` seconds at most.
+        It first waits until the checkpoint before this one is written, and then until storage has places for the files
+        of this one, `STORAGE_LIMIT` seconds at most for each.
 
         Args:
           step: its name; one that exists is not written again.
@@ -172,8 +174,11 @@ class Checkpoints:
             loader=ocp.args.JsonSave(loader),
         )
         notes = {_PREEMPTED: True} if preempted else None
+        save = functools.partial(
+            self._manager.save, step, args=items, metrics=dict(metrics or {}), custom_metadata=notes
+        )
         with self._failure_named(step):
-            self._manager.save(step, args=items, metrics=dict(metrics or {}), custom_metadata=notes)
+            in_time(save, str(self.path(step)))
         self._unchecked = step
 
     def restore(self, template: TrainState, config: ModelConfig) -> tuple[TrainState, Any]:
@@ -254,7 +259,7 @@ class Checkpoints:
         """Returns when every checkpoint is written.
 
         Raises:
-          StorageError: one cannot be written within `SAVE_LIMIT`, or cannot be read back.
+          StorageError: one cannot be written within `STORAGE_LIMIT`, or cannot be read back.
         """
         step, self._unchecked = self._unchecked, None
         with self._failure_named(step):
@@ -264,6 +269,9 @@ class Checkpoints:
         try:
             for item in ("params", "optimizer"):
                 saved_shapes(self.path(step) / item)
+        except StorageError:
+            self._failed = True
+            raise
         except STGTError as error:
             self._failed = True
             raise StorageError(
@@ -289,6 +297,9 @@ class Checkpoints:
             raise StorageError(f"{self._folder}: an earlier checkpoint could not be written")
         try:
             yield
+        except StorageError:
+            self._failed = True
+            raise
         except Exception as error:
             self._failed = True
             whole = [s for s in _steps(self._folder) if s != step]

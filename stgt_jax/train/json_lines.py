@@ -6,6 +6,7 @@ JSON has no numbers that are not finite: they are written as null, and read as N
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from etils import epath
 
 from stgt_jax.checks import in_bucket, parse_json
 from stgt_jax.run_folder import write_whole
+from stgt_jax.storage import in_time
 
 Line = Mapping[str, Any]
 
@@ -42,7 +44,7 @@ class JsonLines:
     def flush(self) -> None:
         """Writes out every line appended so far."""
         if self._in_bucket:
-            self._path.write_text(self._file.getvalue())
+            in_time(lambda: self._path.write_text(self._file.getvalue()), os.fspath(self._path))
 
     def close(self) -> None:
         """Flushes and closes it."""

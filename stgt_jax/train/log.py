@@ -15,6 +15,7 @@ from etils import epath
 from tqdm import tqdm
 
 from stgt_jax.config import TrainConfig
+from stgt_jax.errors import StorageError
 from stgt_jax.train.json_lines import JsonLines, lines_until
 from stgt_jax.train.performance import Goodput, StepTimer, step_figures
 from stgt_jax.train.plots import Plots
@@ -58,7 +59,8 @@ class RunLog:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
-        if self._writes:
+        # Storage that failed would be waited for once more, and what the next start keeps is written already.
+        if self._writes and not isinstance(error, StorageError):
             self._metrics.close()
             self._performance.close()
             self._plots.close()

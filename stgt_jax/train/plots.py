@@ -11,12 +11,13 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from stgt_jax.checks import in_bucket
+from stgt_jax.storage import in_time
 
 _FLUSH_SECONDS = 60.0  # curves on a screen are at most this old
 
 
 class Plots:
-    """An event file that is written in the calling thread, so that a disk that is full raises OSError here.
+    """An event file whose writes the calling thread waits for, so that a disk that is full raises OSError here.
 
     tensorboardX's SummaryWriter writes in a thread of its own. Where a write fails, that thread ends in silence, and
     the next values wait for it without end.
@@ -28,7 +29,8 @@ class Plots:
             folder.mkdir(parents=True, exist_ok=True)
         self._flushes_alone = not in_bucket(folder)  # in a bucket a flush writes the whole file again
         self._flushed = -math.inf
-        self._file = EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}")
+        self._path = os.path.join(folder, "events")
+        self._file = EventsWriter(self._path, f".{os.getpid()}")
         self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
@@ -41,12 +43,12 @@ class Plots:
 
     def flush(self) -> None:
         """Writes out every point added so far."""
-        self._file.flush()
+        in_time(self._file.flush, self._path)
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._file.close()
+        in_time(self._file.close, self._path)
 
     def _write(self, step: int, **content: object) -> None:
         self._file.write_event(Event(step=step, wall_time=time.time(), **content))

@@ -20,6 +20,7 @@ from stgt_jax.run_folder import PathLike, folder_path
 
 LOCK_NAME = "run.lock"
 BEAT_SECONDS = 15.0  # between two signs of life of a run in a bucket
+RELEASE_SECONDS = 5.0  # for the lock in a bucket to be removed
 
 _log = logging.getLogger(__name__)
 
@@ -85,10 +86,16 @@ def _hold_object(folder: epath.Path) -> Callable[[], None]:
     heart = threading.Thread(target=beat, name="run-lock", daemon=True)
     heart.start()
 
+    def remove() -> None:
+        heart.join()
+        with contextlib.suppress(Exception):  # of the network: what is left there counts as a dead run's
+            file.unlink(missing_ok=True)
+
     def release() -> None:
         ended.set()
-        heart.join()
-        file.unlink(missing_ok=True)
+        remover = threading.Thread(target=remove, name="run-lock", daemon=True)
+        remover.start()
+        remover.join(RELEASE_SECONDS)  # storage that does not answer must not keep a run that is done
 
     return release
 

@@ -1,12 +1,11 @@
 """Reading what Orbax wrote for one checkpoint: nested dicts of arrays, and JSON. Damage is noticed and named."""
 
-import contextlib
 import gc
 import json
 import logging
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,9 +14,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from stgt_jax.errors import STGTError
+from stgt_jax.errors import STGTError, StorageError
 from stgt_jax.exported import WEIGHTS_NAME
 from stgt_jax.run_folder import CONFIG_NAME
+from stgt_jax.storage import in_time
 
 
 class DamagedCheckpoint(STGTError):  # noqa: N818  (what was found, not what went wrong here)
@@ -44,8 +44,9 @@ def read_arrays(folder: epath.Path, template: Any) -> Any:
     saved = saved_shapes(folder)
     check_same_shapes(folder, saved, template)
     as_saved = jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding), template, saved)
-    with _damage_named(folder):
-        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(as_saved))
+    return _read(
+        folder, lambda: ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(as_saved))
+    )
 
 
 def cast_arrays(arrays: Any, template: Any) -> Any:
@@ -55,22 +56,22 @@ def cast_arrays(arrays: Any, template: Any) -> Any:
 
 def verify(folder: epath.Path, arrays: Any, checksums: Any) -> None:
     """Raises DamagedCheckpoint where the arrays do not have the checksum that was saved; all processes must call it."""
-    with _damage_named(folder):
+    try:
         saved = checksums[folder.name]
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder, error) from error
     if int(checksum(arrays)) != saved:
         raise _damaged(folder, ValueError("its numbers are not those that were saved"))
 
 
 def saved_shapes(folder: epath.Path) -> Any:
     """Returns the shapes and dtypes of the arrays in a folder. Raises DamagedCheckpoint."""
-    with _damage_named(folder):
-        return ocp.StandardCheckpointHandler().metadata(folder).tree
+    return _read(folder, lambda: ocp.StandardCheckpointHandler().metadata(folder).tree)
 
 
 def read_json(folder: epath.Path) -> Any:
     """Returns the JSON value in a folder. Raises DamagedCheckpoint."""
-    with _damage_named(folder):
-        return ocp.JsonCheckpointHandler().restore(folder, args=ocp.args.JsonRestore())
+    return _read(folder, lambda: ocp.JsonCheckpointHandler().restore(folder, args=ocp.args.JsonRestore()))
 
 
 def json_checksum(value: Any) -> int:
@@ -111,12 +112,17 @@ def check_same_shapes(folder: epath.Path, saved: Any, template: Any) -> None:
     raise STGTError(f"{folder.parent}: {different} is {shapes[0]} there and {shapes[1]} in this model: {mend}")
 
 
-@contextlib.contextmanager
-def _damage_named(folder: epath.Path) -> Iterator[None]:
-    """Turns whatever the storage library makes of a damaged file into DamagedCheckpoint."""
+def _read(folder: epath.Path, read: Callable[[], Any]) -> Any:
+    """Returns what `read` does.
+
+    Raises:
+      DamagedCheckpoint: whatever the storage library made of a damaged file.
+      StorageError: storage does not answer.
+    """
     try:
-        yield
-        return
+        return in_time(read, str(folder))
+    except StorageError:
+        raise
     except Exception as error:
         damaged = _damaged(folder, error)
     _end_abandoned_reads()

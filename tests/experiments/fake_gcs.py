@@ -9,12 +9,16 @@ import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class FakeGcs(http.server.ThreadingHTTPServer):
-    """`address` answers; `objects` holds (generation, bytes) by bucket/name, and every bucket exists."""
+    """`address` answers; `objects` holds (generation, bytes) by bucket/name, and every bucket exists.
+
+    It answers nothing while `silent` is set, and each request only after `delay` seconds.
+    """
 
     daemon_threads = True
 
@@ -23,6 +27,8 @@ class FakeGcs(http.server.ThreadingHTTPServer):
         self.objects: dict[str, tuple[int, bytes]] = {}
         self.uploads: dict[str, tuple[str, dict[str, str], bytearray]] = {}
         self.lock = threading.Lock()
+        self.silent = False
+        self.delay = 0.0
         self.generations = itertools.count(1)
 
     def put(self, name: str, data: bytes) -> None:
@@ -52,6 +58,7 @@ class FakeGcs(http.server.ThreadingHTTPServer):
             "TENSORSTORE_GCS_HTTP_URL": self.address,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",  # TensorStore
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address,  # ArrayRecord
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # or gcsfs asks Google itself what kind of bucket this is
         }
 
 
@@ -215,6 +222,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(body, status, {"Content-Type": "application/json"} | (headers or {}))
 
     def _send(self, body: bytes, status: int, headers: dict[str, str]) -> None:
+        time.sleep(self.server.delay)
+        while self.server.silent:
+            time.sleep(0.05)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from command_process import CommandProcess
 from fake_gcs import FakeGcs, fake_gcs
+from other_gcs import other_gcs
 from processes import ROOT, environment
 from small_recipe import SMALL
 
@@ -15,11 +17,11 @@ RUN, SHARDS = "gs://bucket/run", "gs://bucket/shards"
 TRAIN = ["pretrain", "moving_shapes_stage1", "--workdir", RUN, "--data.shards", SHARDS, *SMALL]
 
 
-@pytest.fixture(scope="module")
-def store(shards):
+@pytest.fixture(scope="module", params=[fake_gcs, other_gcs])
+def store(request, shards):
     """A server whose bucket has the shard set."""
     pytest.importorskip("gcsfs")
-    with fake_gcs() as server:
+    with request.param() as server:
         for file in filter(Path.is_file, shards.rglob("*")):
             server.put(f"bucket/shards/{file.relative_to(shards)}", file.read_bytes())
         yield server
@@ -113,6 +115,42 @@ def test_run_in_a_bucket_holds_its_folder_until_it_ends_or_dies(store):
     third = hold(0)
     assert third.communicate()[0] == "held\n"
     assert "bucket/held/run.lock" not in store.names("bucket/held/")
+
+
+IMPATIENT = """
+import sys
+from experiments.commands.main import main
+from stgt_jax import storage
+storage.STORAGE_LIMIT, storage.REACH_LIMIT = 4, 2
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_bucket_that_never_answers_again_ends_the_run_with_one_line(shards):
+    with fake_gcs() as store:
+        for file in filter(Path.is_file, shards.rglob("*")):
+            store.put(f"bucket/shards/{file.relative_to(shards)}", file.read_bytes())
+        command = [sys.executable, "-c", IMPATIENT, *TRAIN, "--num_steps=100000", "--checkpoint_every=20"]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment() | store.environment, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(1200):
+            if "bucket/run/checkpoints/20/commit_success.txt" in store.objects:
+                break
+            time.sleep(0.1)
+        store.silent = True
+        said = process.communicate(timeout=60)[1]
+        line = said.splitlines()[-1]
+        assert process.returncode == 2 and "Traceback" not in said, said[-3000:]
+        assert line.startswith(f"stgt: error: {RUN}") and "storage has not answered for 4 s" in line
+
+        done = subprocess.run(
+            [*command, "--resume"], cwd=ROOT, env=environment() | store.environment, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "storage has not answered for 2 s" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("place", ["gs://bucket/nothing", "gs://bucket/incomplete"])

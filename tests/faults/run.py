@@ -25,7 +25,7 @@ from lab import Failure, Lab, Row, make_data
 
 GROUPS = {
     "kills": [kills.training, kills.commands],
-    "storage": [storage.writes, storage.damage, storage.clock],
+    "storage": [storage.writes, storage.buckets, storage.damage, storage.clock],
     "data": [data.workers, data.shards],
     "signals": [signals.stops],
     "several": [several.processes],

@@ -1,4 +1,4 @@
-"""Storage: a disk that fills up or vanishes, checkpoints that are damaged, a clock that goes backwards."""
+"""Storage: a disk that fills up or vanishes, a slow bucket, damaged checkpoints, a clock that goes backwards."""
 
 import shutil
 import subprocess
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from damage import cut, flip
+from fake_gcs import FakeGcs, fake_gcs
 from lab import STEPS, Command, Lab, Row, assert_same_run, last_step, require
 
 CLOCK = Path(__file__).with_name("clock")
@@ -61,6 +62,39 @@ def clock(lab: Lab) -> list[Row]:
         require(command.ends() == 0, command.last_line)
         assert_same_run(workdir, lab.reference())
     return [row]
+
+
+def buckets(lab: Lab) -> list[Row]:
+    """A run in a bucket: for a minute it answers nothing, or it is slow in each answer."""
+
+    def be_silent(store: FakeGcs) -> None:
+        store.silent = True
+        time.sleep(60.0)
+        store.silent = False
+
+    def be_slow(store: FakeGcs) -> None:
+        store.delay = 0.2
+
+    ways = {"bucket answers nothing for a minute": be_silent, "bucket takes 0.2 s for each answer": be_slow}
+    return [_in_bucket(lab, name, break_it) for name, break_it in ways.items()]
+
+
+def _in_bucket(lab: Lab, name: str, break_it: Callable[[FakeGcs], None]) -> Row:
+    row, workdir = Row(name), lab.place("bucket")
+    with fake_gcs() as store, row.attempt():
+        command = lab.train("gs://bucket/run", **store.environment)  # type: ignore[arg-type]
+        command.reaches(lambda: "bucket/run/checkpoints/4/commit_success.txt" in store.objects, "checkpoint 4")
+        break_it(store)
+        began = time.monotonic()
+        require(command.ends() == 0, command.last_line)
+        row.seconds.append(time.monotonic() - began)
+        command.leaves_nothing()
+        for written in store.names("bucket/run/"):
+            file = workdir / written.removeprefix("bucket/run/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(store.get(written))
+        assert_same_run(workdir, lab.reference())
+    return row
 
 
 def _failing(

@@ -4,15 +4,16 @@ import threading
 
 import pytest
 
-from stgt_jax.train import storage_wait
-from stgt_jax.train.storage_wait import cause_of, in_time
+from stgt_jax import storage
+from stgt_jax.errors import StorageError
+from stgt_jax.storage import cause_of, in_time
 
 
 def test_errors_of_the_wait_pass() -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
-    in_time(lambda: None, "checkpoints/1")
+    assert in_time(lambda: 3, "checkpoints/1") == 3
     with pytest.raises(OSError, match="No space left"):
         in_time(fail, "checkpoints/1")
 
@@ -20,11 +21,11 @@ def test_errors_of_the_wait_pass() -> None:
 def test_storage_that_does_not_answer_ends_the_wait(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(storage_wait, "SAVE_LIMIT", 2)
-    monkeypatch.setattr(storage_wait, "NOTICE", 1)
-    with pytest.raises(TimeoutError, match="the storage has not answered for 2 s"):
+    monkeypatch.setattr(storage, "STORAGE_LIMIT", 2)
+    monkeypatch.setattr(storage, "NOTICE", 1)
+    with pytest.raises(StorageError, match="checkpoints/1: storage has not answered for 2 s"):
         in_time(lambda: threading.Event().wait(30), "checkpoints/1")
-    assert "checkpoints/1: has been written for 1 s; training waits" in caplog.text
+    assert "checkpoints/1: storage has taken 1 s for it so far; the run waits" in caplog.text
 
 
 @pytest.mark.parametrize(
