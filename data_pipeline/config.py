@@ -11,6 +11,8 @@ StoredEncoding = Literal["jpeg", "raw", "tokens"]  # tokens: what a vision encod
 TextCleaning = Literal["none", "lavis", "stgt"]  # of captions and questions, see `data_pipeline.text_cleaning`
 DEFAULT_JPEG_QUALITY = 90  # 1 to 100
 CLIP_TIME_LIMIT = 300.0  # seconds for reading one video
+MAX_PIXELS = 2**26  # of a frame, twice those of 8K; a file of a few kilobytes may claim any number
+MAX_ASPECT = 32  # long side of a picture over its short side, likewise
 WAIT_LIMIT = 600  # seconds that a batch may take
 
 

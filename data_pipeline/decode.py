@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from data_pipeline import containers
-from data_pipeline.config import CLIP_TIME_LIMIT, FrameShape
+from data_pipeline.config import CLIP_TIME_LIMIT, MAX_ASPECT, MAX_PIXELS, FrameShape
 from data_pipeline.packets import (
     ClipError,
     Damage,
@@ -148,7 +148,13 @@ class _Keeper:
         image = upright(frame)
         aspect = 1 / self._pixel_aspect if lies_on_its_side(frame) else self._pixel_aspect
         # The size may change within a stream.
-        self._size = self._size or kept_size(image.shape[0], image.shape[1], self._options.resize, pixel_aspect=aspect)
+        height, width = image.shape[:2]
+        self._size = self._size or kept_size(height, width, self._options.resize, pixel_aspect=aspect)
+        if max(self._size) > MAX_ASPECT * self._options.resize:
+            raise ClipError(
+                f"not supported: frames of {width} x {height} pixels, each {aspect:.4g} times as wide as high; one side"
+                f" would be {max(self._size) / self._options.resize:.0f} times the other, and {MAX_ASPECT} is the limit"
+            )
         return resize_bicubic(image, self._size)
 
 
@@ -183,6 +189,10 @@ def _decode(stream: Any, packet: Any) -> tuple[list[Any], bool]:
         frames = stream.codec_context.decode(packet if packet.size else None)
     except av.error.InvalidDataError:
         return [], True
+    except av.error.ArgumentError as error:
+        if "max pixel count" in str(error):
+            raise ClipError(f"not supported: a frame of more than {MAX_PIXELS} pixels") from error
+        raise
     except av.error.EOFError:  # asked for its last frames a second time
         return [], False
     return frames, is_marked or any(frame.is_corrupt for frame in frames)

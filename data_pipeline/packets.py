@@ -3,12 +3,13 @@
 A packet holds a compressed frame. Of the video streams the one is chosen that a player shows.
 """
 
+import array
 import contextlib
 import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import av.logging
 import numpy as np
 
 from data_pipeline import containers
+from data_pipeline.config import MAX_PIXELS
 from data_pipeline.errors import DataError
 
 # A title that is not UTF-8 must not make the clip unreadable. PyAV 19 ignores such titles and has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+_DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 # FFmpeg's errors that are no damage: the stream drops a reference frame that was never decoded, as after seeking.
 _HARMLESS = ("mmco: unref short failure",)
-_Row = tuple[int, int, bool]  # of a packet: presentation time, decoding time, whether it is a key frame
 _SEGMENT_MARGIN = 2.0  # seconds read beyond a segment: packets are not in the order in which they are shown
 
 
@@ -113,6 +115,7 @@ def opened(session: Session, stream: int | None = None) -> Iterator[tuple[Any, A
         chosen = None if stream is None else container.streams[stream]
         if chosen is not None:
             chosen.codec_context.thread_count = 1  # clips are decoded in parallel, not frames
+            chosen.codec_context.options = _DECODER_OPTIONS
         yield container, chosen, damage
 
 
@@ -144,7 +147,7 @@ def check_file(path: Path) -> None:
 def _open(path: Path) -> Any:
     try:
         # With "file:" FFmpeg does not take "a:b.mp4" for an address.
-        return av.open(f"file:{path.absolute()}", **_OPEN_OPTIONS)
+        return av.open(f"file:{path.absolute()}", options=_DECODER_OPTIONS, **_OPEN_OPTIONS)
     except PermissionError as error:
         raise ClipError("not readable: permission denied") from error
     except av.error.FFmpegError as error:
@@ -157,22 +160,23 @@ def read_packets(session: Session) -> Packets:
     """Reads all packets without decoding, and chooses the video stream."""
     with opened(session) as (container, _, damage):
         candidates = _video_streams(session, container)
-        rows: dict[int, list[_Row]] = {stream.index: [] for stream in candidates}
+        rows = {stream.index: array.array("q") for stream in candidates}
         for packet in demux(session, container, candidates):
             damage.note(packet, False, 0)
             if packet.size and not packet.is_discard:
-                rows[packet.stream_index].append(_row(packet))
-        index = _choose_stream(candidates, {index: len(of_stream) for index, of_stream in rows.items()})
+                rows[packet.stream_index].extend(_row(packet))
+        index = _choose_stream(candidates, {index: len(of_stream) // 3 for index, of_stream in rows.items()})
     if not rows[index]:
         raise ClipError("truncated: it holds no frames")
     return _to_packets(index, rows[index], damage)
 
 
-def _row(packet: Any) -> _Row:
+def _row(packet: Any) -> tuple[int, int, bool]:
+    """Presentation time, decoding time, whether it is a key frame. An hour of video has 100,000 packets or more."""
     return _first_known(packet.pts, packet.dts), _first_known(packet.dts, packet.pts), packet.is_keyframe
 
 
-def _to_packets(index: int, rows: list[_Row], damage: Damage) -> Packets:
+def _to_packets(index: int, rows: Sequence[int], damage: Damage) -> Packets:
     times, decode_times, is_key = np.array(rows, np.int64).reshape(-1, 3).T
     return Packets(index, times, decode_times, is_key.astype(bool), damage.num_damaged)
 
@@ -243,11 +247,11 @@ def read_segment(session: Session, start: float, end: float) -> tuple[Packets, n
         tick, origin = float(stream.time_base), stream.start_time or 0
         if start > _SEGMENT_MARGIN:
             container.seek(origin + int((start - _SEGMENT_MARGIN) / tick), stream=stream, backward=True)
-        rows: list[_Row] = []
+        rows = array.array("q")
         for packet in demux(session, container, [stream]):
             damage.note(packet, False, 0)
             if packet.size and not packet.is_discard and packet.pts is not None:
-                rows.append(_row(packet))
+                rows.extend(_row(packet))
             if packet.dts is not None and (packet.dts - origin) * tick > end + _SEGMENT_MARGIN:
                 break
     packets = _to_packets(index, rows, damage)

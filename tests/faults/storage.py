@@ -73,9 +73,9 @@ def buckets(lab: Lab) -> list[Row]:
         store.silent = False
 
     def be_slow(store: FakeGcs) -> None:
-        store.delay = 0.2
+        store.delay = 0.1
 
-    ways = {"bucket answers nothing for a minute": be_silent, "bucket takes 0.2 s for each answer": be_slow}
+    ways = {"bucket answers nothing for a minute": be_silent, "bucket takes 0.1 s for each answer": be_slow}
     return [_in_bucket(lab, name, break_it) for name, break_it in ways.items()]
 
 
