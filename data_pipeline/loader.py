@@ -44,6 +44,13 @@ from data_pipeline.waiting import LimitedIterator
 # One thread: several only wait for each other, as the work is bound by the CPU.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 _BUFFERED_OF_A_WORKER = 2  # batches
+
+
+def _num_held_batches(num_workers: int) -> int:
+    makers = max(1, num_workers)
+    return 1 + makers * (1 + _READ_OPTIONS.prefetch_buffer_size) + num_workers * _BUFFERED_OF_A_WORKER
+
+
 _READ_AHEAD = 32  # clips that `eval_clips` reads ahead
 _log = logging.getLogger("stgt_jax")
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # of a batch: shape and dtype by name
@@ -94,8 +101,12 @@ class TrainLoader:
     @property
     def num_held_batches(self) -> int:
         """The batches in memory at a time: one in use, those being made, and those that wait."""
-        makers = max(1, self._num_workers)
-        return 1 + makers * (1 + _READ_OPTIONS.prefetch_buffer_size) + self._num_workers * _BUFFERED_OF_A_WORKER
+        return _num_held_batches(self._num_workers)
+
+    @property
+    def fewest_held_batches(self) -> int:
+        """The same with `data.num_workers` 0."""
+        return _num_held_batches(0)
 
     def batch_shapes(self) -> Shapes:
         """Returns the shape and the dtype of every array of a batch."""

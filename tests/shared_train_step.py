@@ -24,10 +24,10 @@ def share_train_step() -> None:
 
     compiled: dict[Any, Any] = {}
 
-    def step_from_cache(model: Any, config: Any, mesh: Any, shapes: Any, num_batches: int) -> Any:
-        key = (model, config, mesh, str(shapes))
+    def step_from_cache(model: Any, config: Any, mesh: Any, batches: Any) -> Any:
+        key = (model, config, mesh, str(batches.shapes))
         if key not in compiled:
-            compiled[key] = fitting_train_step(model, config, mesh, shapes, num_batches)
+            compiled[key] = fitting_train_step(model, config, mesh, batches)
         return compiled[key]
 
     fitting_train_step = loop.fitting_train_step

@@ -25,7 +25,7 @@ from stgt_jax.sharding import shard_batch
 from stgt_jax.train.checkpoint import Checkpoints
 from stgt_jax.train.log import RunLog
 from stgt_jax.train.loss_watch import LossWatch
-from stgt_jax.train.memory import Shapes, fitting_train_step
+from stgt_jax.train.memory import HeldBatches, Shapes, fitting_train_step
 from stgt_jax.train.out_of_memory import OF_STATE, OF_STEP, out_of_memory_named
 from stgt_jax.train.performance import StepTimer
 from stgt_jax.train.profile import StepTrace
@@ -46,6 +46,10 @@ class TrainIterator(Protocol):
     @property
     def num_held_batches(self) -> int:
         """The batches in memory at a time, those of worker processes included."""
+
+    @property
+    def fewest_held_batches(self) -> int:
+        """The same without worker processes, with `data.num_workers` 0."""
 
     def __next__(self) -> Mapping[str, np.ndarray]: ...
 
@@ -125,8 +129,10 @@ def train(
         contextlib.closing(Checkpoints(workdir, config.keep_last, config.keep_best, config.best_metric)) as checkpoints,
     ):
         content = _checked_content(workdir, content, checkpoints, resume, allow_changes)
-        shapes, num_batches = train_iterator.batch_shapes(), train_iterator.num_held_batches
-        train_step = fitting_train_step(model, config, mesh, shapes, num_batches)
+        held = HeldBatches(
+            train_iterator.batch_shapes(), train_iterator.num_held_batches, train_iterator.fewest_held_batches
+        )
+        train_step = fitting_train_step(model, config, mesh, held)
         with out_of_memory_named("making the first state", OF_STATE):
             state, data_state = _first_state(model, config, mesh, checkpoints, initial_params)
         if data_state is not None:

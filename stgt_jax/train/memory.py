@@ -27,25 +27,42 @@ from stgt_jax.train.step import Metrics, make_train_step
 GIB, MIB = 2**30, 2**20
 MIN_CLIPS = 2  # at a time, for the contrastive losses
 NUM_OPTIONS = 3  # that a refusal offers
+WORTH_SAYING = 0.1  # share of the host's memory that fewer waiting batches must save
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # of arrays: shape and dtype by name
 
 
 @dataclasses.dataclass(frozen=True)
+class HeldBatches:
+    """The batches of a process, or its part of them, in the host's memory."""
+
+    shapes: Shapes
+    number: int  # at a time
+    fewest: int  # with `data.num_workers` 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return self.number * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.shapes.values())
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """A training, and the batches of a process: their shapes, and how many are in the host's memory at a time."""
+    """A training, and the batches that wait for it."""
 
     model: ModelConfig
     train: TrainConfig
-    shapes: Shapes
-    num_batches: int
+    batches: HeldBatches
 
     def of_clips(self, clips: int) -> "Plan":
         """The same with another number of clips in a batch."""
         share = clips / self.train.batch_size
-        shapes = {name: ((int(shape[0] * share), *shape[1:]), dtype) for name, (shape, dtype) in self.shapes.items()}
-        return dataclasses.replace(self, train=dataclasses.replace(self.train, batch_size=clips), shapes=shapes)
+        shapes = {
+            name: ((int(shape[0] * share), *shape[1:]), dtype) for name, (shape, dtype) in self.batches.shapes.items()
+        }
+        train = dataclasses.replace(self.train, batch_size=clips)
+        return dataclasses.replace(self, train=train, batches=dataclasses.replace(self.batches, shapes=shapes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +93,7 @@ class Need:
 
 
 def fitting_train_step(
-    model: STGT, config: TrainConfig, mesh: Mesh, shapes: Shapes, num_batches: int, limits: Limits | None = None
+    model: STGT, config: TrainConfig, mesh: Mesh, batches: HeldBatches, limits: Limits | None = None
 ) -> TrainStep:
     """Compiles the train step, and checks that devices and host have the memory for it.
 
@@ -84,8 +101,7 @@ def fitting_train_step(
       model: the model.
       config: of the training.
       mesh: to train on.
-      shapes: shape and dtype of every array in this process's part of a batch.
-      num_batches: that the host holds at a time.
+      batches: this process's part of them.
       limits: memory there is; by default what devices and host report. CPUs are limited by the host's alone.
 
     Returns:
@@ -95,7 +111,7 @@ def fitting_train_step(
       STGTError: it does not fit; the message gives the need, and options with which it is less.
     """
     limits = limits or Limits(memory_of_a_device(mesh.devices.flat), host_memory())
-    plan = Plan(model.config, config, shapes, num_batches)
+    plan = Plan(model.config, config, batches)
     compiled, need = _compiled(plan, mesh)
     if compiled is None or need.excess(limits) > 1:
         raise STGTError(_refusal(plan, need, limits, mesh))
@@ -140,25 +156,30 @@ def _compiled(plan: Plan, mesh: Mesh) -> tuple[TrainStep | None, Need]:
     """Returns the compiled step, or None where the compiler finds no way to fit it in, and what it needs."""
     model = STGT(plan.model)
     state = abstract_state(model, plan.train, mesh)
-    layout, ways = batch_layout(mesh, answers="answer" in plan.shapes), jax.process_count()
+    shapes, ways = plan.batches.shapes, jax.process_count()
+    layout = batch_layout(mesh, answers="answer" in shapes)
     batch = {
         name: jax.ShapeDtypeStruct((shape[0] * ways, *shape[1:]), dtype, sharding=layout[name])
-        for name, (shape, dtype) in plan.shapes.items()
+        for name, (shape, dtype) in shapes.items()
     }
     own = {device for device in mesh.devices.flat if device.process_index == jax.process_index()}
     saved = sum(_bytes_of_process(leaf, own) for leaf in jax.tree.leaves(state))
-    waiting = plan.num_batches * sum(math.prod(shape) * np.dtype(d).itemsize for shape, d in plan.shapes.values())
     step = cast(jax.stages.Wrapped, make_train_step(model, plan.train, mesh))
     try:
         compiled = step.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return None, Need(0, math.inf, saved + waiting)
+        return None, Need(0, math.inf, saved + plan.batches.bytes)
     sizes = program_memory(compiled)
     total = total_memory(sizes)
-    host = saved + waiting + (total * len(own) if mesh.devices.flat[0].platform == "cpu" else 0)
+    host = saved + plan.batches.bytes + (total * len(own) if _is_host(mesh) else 0)
     return compiled, Need(sizes["arguments"], total - sizes["arguments"], host)
+
+
+def _is_host(mesh: Mesh) -> bool:
+    """Whether the devices are CPUs, which have no memory of their own."""
+    return str(mesh.devices.flat[0].platform) == "cpu"
 
 
 def _bytes_of_process(leaf: jax.ShapeDtypeStruct, own: set[jax.Device]) -> int:
@@ -189,7 +210,8 @@ def _refusal(plan: Plan, need: Need, limits: Limits, mesh: Mesh) -> str:
             options.append(f"{option} ({_size(amount(other))})")
         if len(options) == NUM_OPTIONS:
             break
-    of_state = f" ({_size(need.arguments)} for weights, optimizer and batch)" if need.arguments else ""
+    has_state = on_devices or _is_host(mesh)
+    of_state = f" ({_size(need.arguments)} for weights, optimizer and batch)" if need.arguments and has_state else ""
     alone = "" if fits or not options else ", but not one of these alone is enough,"
     return (
         f"this training does not fit: it needs {_size(amount(need))} on {where}{of_state}, and there are"
@@ -206,6 +228,9 @@ def _size(size: float) -> str:
 def _smaller_plans(plan: Plan, need: Need, limits: Limits, mesh: Mesh) -> Iterator[tuple[str, Plan, Mesh]]:
     """Plans that need less memory, each with the option that makes it; those that train the same come first."""
     model, config = plan.model, plan.train
+    fewest = dataclasses.replace(plan.batches, number=plan.batches.fewest)
+    if plan.batches.bytes - fewest.bytes > WORTH_SAYING * need.host:
+        yield "--data.num_workers 0", dataclasses.replace(plan, batches=fewest), mesh
     if not model.remat:
         yield "--model.remat true", dataclasses.replace(plan, model=dataclasses.replace(model, remat=True)), mesh
     ways = mesh.shape["data"] * mesh.shape["fsdp"]

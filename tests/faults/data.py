@@ -57,6 +57,23 @@ def _worker(lab: Lab, name: str, number: int, words: str) -> Row:
     return row
 
 
+def memory(lab: Lab) -> list[Row]:
+    """A training that needs more memory than there is: it is refused before it begins, and smaller it runs."""
+    row, workdir = Row("training larger than the memory"), lab.place("large")
+    with row.attempt():
+        began = time.monotonic()
+        command = lab.train(workdir, "--qformer.mlp_dim=40000000")
+        require(command.ends() == 2, f"ended otherwise: {command.last_line}")
+        row.seconds.append(time.monotonic() - began)
+        require("memory" in command.last_line and "GB" in command.last_line, f"said: {command.last_line}")
+        require("Traceback" not in command.text, "printed a traceback")
+        command.leaves_nothing()
+        command = lab.train(workdir)
+        require(command.ends() == 0, f"the smaller one failed: {command.last_line}")
+        assert_same_run(workdir, lab.reference())
+    return [row]
+
+
 def shards(lab: Lab) -> list[Row]:
     """A shard changes in mid-epoch: the run ends with its name, or its data are still whole."""
     ways: dict[str, Callable[[Path], None]] = {

@@ -26,7 +26,7 @@ from lab import Failure, Lab, Row, make_data
 GROUPS = {
     "kills": [kills.training, kills.commands],
     "storage": [storage.writes, storage.buckets, storage.damage, storage.clock],
-    "data": [data.workers, data.shards],
+    "data": [data.workers, data.shards, data.memory],
     "signals": [signals.stops],
     "several": [several.processes],
     "places": [places.places],

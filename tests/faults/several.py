@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lab import STEPS, Command, Lab, Row, last_step, metrics, require
+from lab import STEPS, Command, Lab, Row, assert_same_run, last_step, metrics, require
 from processes import free_port
+
+from stgt_jax.distributed import JOIN_TIMEOUT
 
 HEARTBEAT = 10  # seconds
 ENDS_WITHIN = HEARTBEAT + 20.0  # seconds from the fault to the end of every process that is not stopped itself
@@ -63,7 +65,7 @@ def processes(lab: Lab) -> list[Row]:
             for command in group.commands:
                 command.leaves_nothing()
             _continued_by_one(lab, group.workdir)
-    return [*rows, _slow(lab), _cut(lab)]
+    return [*rows, _killed_at_random(lab), _slow(lab), _cut(lab)]
 
 
 def _signal(group: Group, victim: int, number: int) -> float:
@@ -71,12 +73,43 @@ def _signal(group: Group, victim: int, number: int) -> float:
     return group.others_end(victim)
 
 
-def _start(lab: Lab, wrappers: Sequence[Sequence[str]] = ((), ()), address: str = "127.0.0.1") -> Group:
-    workdir = lab.place("several")
+def _start(
+    lab: Lab, wrappers: Sequence[Sequence[str]] = ((), ()), address: str = "127.0.0.1", workdir: Path | None = None
+) -> Group:
+    workdir = workdir or lab.place("several")
     options = [*SETTINGS, "--coordinator", f"{address}:{free_port()}", "--num-processes", 2, "--heartbeat-timeout",
-               HEARTBEAT]  # fmt: skip
+               HEARTBEAT, "--resume"]  # fmt: skip
     commands = [lab.train(workdir, *options, "--process-id", number, wrapper=wrappers[number]) for number in range(2)]
     return Group(workdir, commands)
+
+
+def _killed_at_random(lab: Lab) -> Row:
+    """Two processes, of which one or both are killed at any moment; the same two commands continue exactly."""
+    row, undisturbed, group = Row("two processes killed at random moments"), _start(lab), None
+    for command in undisturbed.commands:
+        require(command.ends() == 0, f"undisturbed: {command.last_line}")
+    for _ in range(6):
+        with row.attempt():
+            group = _start(lab, workdir=group.workdir if group else None)
+            time.sleep(lab.rng.uniform(0.5, 16.0))
+            victim = lab.rng.randrange(2)
+            group.commands[victim].signal(signal.SIGKILL)
+            if lab.rng.random() < 0.5:  # else the other one notices
+                group.commands[1 - victim].signal(signal.SIGKILL)
+            began = time.monotonic()
+            for command in group.commands:
+                command.ends(JOIN_TIMEOUT + ENDS_WITHIN)
+            row.seconds.append(time.monotonic() - began)
+            for command in group.commands:
+                command.leaves_nothing()
+    with row.attempt():
+        row.tried -= 1  # the last start is no fault, but it shows what is lost
+        row.survived -= 1
+        group = _start(lab, workdir=group.workdir if group else None)
+        for command in group.commands:
+            require(command.ends() == 0, f"the last start failed: {command.last_line}")
+        assert_same_run(group.workdir, undisturbed.workdir)
+    return row
 
 
 def _continued_by_one(lab: Lab, workdir: Path) -> None:

@@ -51,7 +51,7 @@ class Batches:
     with whose batch a signal comes, by default SIGTERM.
     """
 
-    num_held_batches = 1
+    num_held_batches = fewest_held_batches = 1
 
     def __init__(
         self, *, poisoned: int = 0, dies_at: int = 0, stops_at: int = 0, signal_number: int = signal.SIGTERM

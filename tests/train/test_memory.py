@@ -15,18 +15,18 @@ from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
 from stgt_jax.train import memory
 from stgt_jax.train.loop import train
-from stgt_jax.train.memory import GIB, Limits, Need, Plan, fitting_train_step
+from stgt_jax.train.memory import GIB, HeldBatches, Limits, Need, Plan, fitting_train_step
 
 MODEL = small_model()
-SHAPES = {name: (array.shape, array.dtype) for name, array in make_batch(0).items()}
+BATCHES = HeldBatches({name: (array.shape, array.dtype) for name, array in make_batch(0).items()}, 12, 2)
 
 
 def compiled(plan: Plan, mesh: jax.sharding.Mesh) -> tuple[Any, Need]:
     """Stands for the compiler: weights and optimizer take 16 GiB, activations 4 GiB a clip, or 1 with remat."""
     clips = plan.train.batch_size / plan.train.accumulation_steps / mesh.shape["data"] / mesh.shape["fsdp"]
-    assert plan.shapes["video"][0][0] == plan.train.batch_size
+    assert plan.batches.shapes["video"][0][0] == plan.train.batch_size
     state = 16 * GIB // mesh.shape["fsdp"]
-    return object(), Need(state, int(clips * (1 if plan.model.remat else 4) * GIB), 0.0)
+    return object(), Need(state, int(clips * (1 if plan.model.remat else 4) * GIB), plan.batches.number * GIB)
 
 
 def refusal(device_gib: float, num_devices: int = 1, model: ModelConfig = MODEL, **options: Any) -> str:
@@ -34,7 +34,7 @@ def refusal(device_gib: float, num_devices: int = 1, model: ModelConfig = MODEL,
     config = small_training(**options)
     mesh = make_mesh(config.mesh, jax.devices()[:num_devices])
     with pytest.raises(STGTError) as caught:
-        fitting_train_step(STGT(model), config, mesh, SHAPES, 2, Limits(device_gib * GIB, None))
+        fitting_train_step(STGT(model), config, mesh, BATCHES, Limits(device_gib * GIB, None))
     return str(caught.value)
 
 
@@ -69,7 +69,17 @@ def test_plan_that_no_option_makes_fit_is_told_so() -> None:
 def test_plan_that_fits_and_unknown_memory_are_not_refused() -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     for limits in (Limits(48 * GIB, None), Limits(None, None)):
-        assert fitting_train_step(STGT(MODEL), small_training(), mesh, SHAPES, 2, limits)
+        assert fitting_train_step(STGT(MODEL), small_training(), mesh, BATCHES, limits)
+
+
+@pytest.mark.usefixtures("given_compiler")
+def test_batches_that_wait_for_devices_are_fewer_without_worker_processes() -> None:
+    large = dataclasses.replace(
+        BATCHES, shapes={name: ((8, 2**24), dtype) for name, (_, dtype) in BATCHES.shapes.items()}
+    )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with pytest.raises(STGTError, match=r"needs 12.00 GiB on the host .* with --data.num_workers 0 \(2.00 GiB\)"):
+        fitting_train_step(STGT(MODEL), small_training(), mesh, large, Limits(48 * GIB, 8 * GIB))
 
 
 class TwoClips(Batches):
