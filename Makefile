@@ -60,7 +60,9 @@ lock: | $(BIN)/python  # the newest versions that the ranges allow, of all extra
 	    pyproject.toml requirements-test.txt || exit; \
 	done
 
-audit: $(VENV)/.installed-audit  # known vulnerabilities of the locked versions; asks PyPI
+audit: $(VENV)/.installed-audit  # old packages, and known vulnerabilities of the locked versions; asks PyPI
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	$(BIN)/python requirements/check_age.py $(BIN)/uv
 	for minor in $(LOCKED_PYTHONS); do \
 	  PYTHONPATH=$(VENV)/audit $(BIN)/python -m pip_audit --strict --no-deps --disable-pip \
 	    --requirement requirements/lock-$$minor.txt || exit; \
