@@ -10,6 +10,7 @@ folder. It is read from there or, after copying, from Google Cloud Storage.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -229,7 +230,8 @@ class ShardSource:
         self.manifest_sha256 = hash_file(self._folder / MANIFEST_NAME)
         try:
             # Absolute, since TFDS takes a relative "~" for the home folder.
-            builder = tfds.builder_from_directory(self._folder if in_bucket(shards) else self._folder.absolute())
+            folder = self._folder if in_bucket(shards) else self._folder.absolute()
+            builder = _builder(os.fspath(folder), self.manifest_sha256)
             self._records, self._info = builder.as_data_source(split), builder.info.splits[split]
             num_records = len(self._records)
         except Exception as error:  # TFDS and ArrayRecord raise many types
@@ -295,6 +297,13 @@ class ShardSource:
 
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+@functools.cache
+def _builder(folder: str, manifest_sha256: str) -> Any:
+    """TFDS's view of a split with this manifest: only one, as TFDS keeps each that was ever made."""
+    del manifest_sha256
+    return tfds.builder_from_directory(folder)
 
 
 def open_shards(shards: str | os.PathLike[str], split: str) -> ShardSource:

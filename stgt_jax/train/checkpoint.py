@@ -39,6 +39,7 @@ from stgt_jax.train.saved_arrays import (
     DamagedCheckpoint,
     cast_arrays,
     check_same_shapes,
+    check_written,
     checksum,
     json_checksum,
     quiet_storage_library,
@@ -268,7 +269,7 @@ class Checkpoints:
             return
         try:
             for item in ("params", "optimizer"):
-                saved_shapes(self.path(step) / item)
+                check_written(self.path(step) / item)
         except StorageError:
             self._failed = True
             raise

@@ -22,6 +22,7 @@ from processes import environment
 WARM_UP = 0.25  # of the time
 MAX_GROWTH = 0.02  # of memory, after that
 SAMPLE_SECONDS = 5.0
+SAVE_EVERY = 500  # steps, about 20 seconds
 BUILD_FOR_EVER = """
 import itertools, sys
 from pathlib import Path
@@ -82,7 +83,9 @@ def watch(lab: Lab, minutes: float) -> tuple[dict[str, list[Sample]], dict[str, 
         lab.place("builds"),
         uuid.uuid4().hex,
     )
-    training = lab.train(workdir, "--num_steps=100000000", "--checkpoint_every=20", "--eval_every=40", "--log_every=20")
+    training = lab.train(
+        workdir, "--num_steps=100000000", f"--checkpoint_every={SAVE_EVERY}", "--eval_every=100", "--log_every=20"
+    )
     building = subprocess.Popen(
         [sys.executable, "-c", BUILD_FOR_EVER, clips, lab.place("built"), builds],
         env=environment() | {"STGT_FAULT_MARK": mark}, start_new_session=True,
@@ -107,7 +110,7 @@ def watch(lab: Lab, minutes: float) -> tuple[dict[str, list[Sample]], dict[str, 
     done = {
         "steps": last_step(workdir),
         "validations": sum("validation/t2v_r1" in line for line in metrics(workdir)),
-        "checkpoints": last_step(workdir) // 20,
+        "checkpoints": last_step(workdir) // SAVE_EVERY,
         "builds": int(builds.read_text()) if builds.exists() else 0,
     }
     return dict(seen), done, wrong
