@@ -34,7 +34,7 @@ from stgt_jax.train.state import TrainState, abstract_state, init_state, mesh_fo
 from stgt_jax.train.stop_requests import stop_requests
 from stgt_jax.train.supervisor import Evaluate, Supervisor
 
-_OF_STORAGE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE)
+_OF_STORAGE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EACCES)
 InitialParams = Callable[[Mesh], Any]
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ import jax
 from etils import epath
 
 from stgt_jax.config import TrainConfig
-from stgt_jax.errors import STGTError
 from stgt_jax.train.json_lines import JsonLines, lines_until
 
 WINDOW = 100  # steps before a step, with which its loss is compared
@@ -86,11 +85,7 @@ class LossWatch:
             _log.warning("warning: %s; its batch: %s", what, self._path)
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
-        if not self._writes:
-            return
-        try:
+        if self._writes:
             self._lines = self._lines or JsonLines(self._path, self._kept)
             self._lines.append(step, values)
             self._lines.flush()
-        except OSError as error:
-            raise STGTError(f"'{self._path}' cannot be written to ({error.strerror or error})") from error
