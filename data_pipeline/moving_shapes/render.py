@@ -8,22 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
+from data_pipeline.moving_shapes.drawing import background, fill, outline, shade
 from data_pipeline.moving_shapes.scenes import DIRECTIONS, Actor, Scene
 
-_RGB = {
-    "red": (228, 40, 40),
-    "green": (40, 185, 65),
-    "blue": (35, 115, 255),
-    "yellow": (250, 222, 40),
-    "purple": (178, 60, 215),
-    "white": (242, 242, 242),
-}
 _DIAMETERS = {"small": (0.24, 0.28), "large": (0.42, 0.48), "": (0.30, 0.42)}
 _TURNS = {"square": 130.0, "triangle": 170.0, "star": 105.0}  # degrees a clip; see _turn
 _FLOOR = 0.88  # y of the floor that shapes bounce on
-_SUPERSAMPLE = 4
 
 
 @dataclass(frozen=True)
@@ -40,70 +32,22 @@ class Track:
 def render(scene: Scene) -> np.ndarray:
     """Returns the clip, uint8 [F, S, S, 3] RGB. The same scene always gives the same clip."""
     rng = np.random.default_rng(scene.look)
-    background = _background(scene, rng)
-    colours = [_shade(actor.colour, rng) for actor in scene.actors]
+    ground = background(scene.image_size, rng)
+    if scene.kind == "bounce":
+        side = scene.image_size
+        ImageDraw.Draw(ground).rectangle((0, round(_FLOOR * side), side, side), fill=(96, 96, 100))
+    colours = [shade(actor.colour, rng) for actor in scene.actors]
     tracks = _TRACKS[scene.kind](scene, np.linspace(0.0, 1.0, scene.num_frames), rng)
     frames = []
     for t in range(scene.num_frames):
-        frame = background.copy()
+        frame = ground.copy()
         for actor, colour, track in zip(scene.actors, colours, tracks, strict=True):
             if track.visible[t]:
                 centre = np.array([track.x[t], track.y[t]])
-                points = centre + _outline(actor.shape, track.diameter[t], track.angle[t])
-                _fill(frame, points * scene.image_size, colour)
+                points = centre + outline(actor.shape, track.diameter[t], track.angle[t])
+                fill(frame, points * scene.image_size, colour)
         frames.append(np.asarray(frame))
     return np.stack(frames[::-1] if scene.backward else frames)
-
-
-def _shade(colour: str, rng: np.random.Generator) -> tuple[int, ...]:
-    rgb = np.array(_RGB[colour]) * rng.uniform(0.92, 1.0) + rng.uniform(-10, 10, size=3)
-    return tuple(int(value) for value in rgb.clip(0, 255))
-
-
-def _background(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """A dark background with a gradient, a soft texture and a few thin lines, which never resembles a shape."""
-    size = scene.image_size
-    tint = rng.uniform(0.08, 0.26) + rng.uniform(-0.04, 0.04, size=3)
-    direction = rng.uniform(0, 2 * np.pi)
-    ys, xs = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j]
-    gradient = rng.uniform(0, 0.2) * (np.cos(direction) * xs + np.sin(direction) * ys)
-    cells = rng.integers(4, 13)
-    texture = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
-    plane = gradient + rng.uniform(0, 0.04) * np.asarray(texture)
-    image = Image.fromarray((255 * (tint + plane[..., None])).clip(0, 120).astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    for _ in range(rng.integers(0, 4)):
-        ends = rng.uniform(0, size, size=4)
-        shade = 255 * (tint + rng.uniform(0.06, 0.14)).clip(0, 0.45)
-        draw.line(tuple(ends), fill=tuple(int(value) for value in shade))
-    if scene.kind == "bounce":
-        draw.rectangle((0, round(_FLOOR * size), size, size), fill=(96, 96, 100))
-    return image
-
-
-def _outline(shape: str, diameter: float, angle: float) -> np.ndarray:
-    """Returns the corners of a shape around the origin, float [n, 2]. All shapes look about equally large."""
-    if shape == "circle":
-        degrees, radii = np.arange(0, 360, 9.0), np.full(40, 0.5)
-    elif shape == "square":
-        degrees, radii = np.arange(45, 360, 90.0), np.full(4, 0.64)
-    elif shape == "triangle":
-        degrees, radii = np.array([-90.0, 35.0, 145.0]), np.array([0.68, 0.62, 0.62])
-    else:  # star: deep notches tell it from a circle even when small
-        degrees, radii = np.arange(-90, 270, 36.0), np.tile([0.66, 0.25], 5)
-    radians = np.deg2rad(degrees + angle)
-    return diameter * radii[:, None] * np.stack([np.cos(radians), np.sin(radians)], axis=-1)
-
-
-def _fill(frame: Image.Image, points: np.ndarray, colour: tuple[int, ...]) -> None:
-    """Paints an antialiased polygon: draws its mask at a larger size, within its bounding box, and averages it."""
-    corner = np.floor(points.min(axis=0)).astype(int) - 1
-    width, height = np.ceil(points.max(axis=0)).astype(int) + 1 - corner
-    mask = Image.new("L", (int(width) * _SUPERSAMPLE, int(height) * _SUPERSAMPLE))
-    ImageDraw.Draw(mask).polygon([tuple(p) for p in (points - corner) * _SUPERSAMPLE], fill=255)
-    frame.paste(colour, (int(corner[0]), int(corner[1])), mask.reduce(_SUPERSAMPLE))
 
 
 # Tracks, a function for each kind of event played forward: (scene, times [F] in 0..1, rng) -> a Track for each actor.

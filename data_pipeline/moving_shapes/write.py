@@ -1,13 +1,14 @@
-"""Writes the embedded data set `moving_shapes`: h264 clips of coloured shapes, with captions and questions."""
+"""Writes the embedded data sets: h264 clips of coloured shapes, with captions and questions."""
 
 import csv
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from data_pipeline.errors import DataError
 from data_pipeline.moving_shapes.render import render
-from data_pipeline.moving_shapes.scenes import Scene, sample_scenes
+from data_pipeline.moving_shapes.scenes import sample_scenes
 from data_pipeline.storage import local_path
 
 FPS = 12
@@ -50,16 +51,54 @@ def make_moving_shapes(
     Raises:
       DataError: sizes that cannot work, more test captions than there are, or `out` is not a folder.
     """
+    check_size(image_size, num_frames)
+    train, test = sample_scenes(seed, num_train, num_test, image_size=image_size, num_frames=num_frames)
+    out = local_path(out)
+    write_splits({"train": train, "test": test}, render, out, progress=progress)
+    return {"train": len(train), "test": len(test)}
+
+
+def check_size(image_size: int, num_frames: int) -> None:
+    """Raises DataError for clips that cannot be encoded or that show too little."""
     if image_size < _MIN_IMAGE_SIZE or image_size % 2:
         raise DataError(f"image_size={image_size} must be even (h264 in yuv420p) and at least {_MIN_IMAGE_SIZE}")
     if num_frames < _MIN_NUM_FRAMES:
         raise DataError(f"num_frames={num_frames} must be at least {_MIN_NUM_FRAMES}, for events to be seen")
-    train, test = sample_scenes(seed, num_train, num_test, image_size=image_size, num_frames=num_frames)
-    out = local_path(out)
-    with _mapper(len(train) + len(test)) as mapper:
-        _write_split(train, out / "train", mapper, progress)
-        _write_split(test, out / "test", mapper, progress)
-    return {"train": len(train), "test": len(test)}
+
+
+class Told(Protocol):
+    """A scene that can be told in words."""
+
+    @property
+    def caption(self) -> str:
+        """What happens in it."""
+
+    @property
+    def group(self) -> str:
+        """The id of the scenes that are nearly alike; empty for none."""
+
+    @property
+    def questions(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of a question and its answer."""
+
+
+def write_splits(
+    splits: Mapping[str, Sequence[Told]], draw: Callable[[Any], np.ndarray], out: Path, *, progress: bool
+) -> None:
+    """Writes each split to OUT/SPLIT: clips 000000.mp4, ..., captions.csv and questions.csv.
+
+    Args:
+      splits: scenes by split.
+      draw: a scene -> frames, uint8 [F, H, W, 3]; a function that other processes can import.
+      out: the folder.
+      progress: whether to show a bar.
+
+    Raises:
+      DataError: `out` is not a folder that can be written to.
+    """
+    with _mapper(sum(map(len, splits.values()))) as mapper:
+        for split, scenes in splits.items():
+            _write_split(scenes, functools.partial(_write_clip, draw), out / split, mapper, progress)
 
 
 def write_mp4(frames: np.ndarray, path: str | Path, fps: int = FPS) -> None:
@@ -88,12 +127,14 @@ def _mapper(num_clips: int) -> Iterator[_Map]:
         yield functools.partial(pool.map, chunksize=8)
 
 
-def _write_clip(scene: Scene, path: Path) -> str:
-    write_mp4(render(scene), path)
+def _write_clip(draw: Callable[[Any], np.ndarray], scene: Any, path: Path) -> str:
+    write_mp4(draw(scene), path)
     return path.name
 
 
-def _write_split(scenes: list[Scene], folder: Path, mapper: _Map, progress: bool) -> None:
+def _write_split(
+    scenes: Sequence[Told], write: Callable[[Any, Path], str], folder: Path, mapper: _Map, progress: bool
+) -> None:
     captions, questions = folder / "captions.csv", folder / "questions.csv"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,8 +145,8 @@ def _write_split(scenes: list[Scene], folder: Path, mapper: _Map, progress: bool
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
     paths = [folder / f"{i:06d}.mp4" for i in range(len(scenes))]
-    names = mapper(_write_clip, scenes, paths)
-    names = tqdm(names, desc=f"moving_shapes {folder.name}", total=len(scenes), unit="clip", disable=not progress)
+    names = mapper(write, scenes, paths)
+    names = tqdm(names, desc=f"clips of {folder.name}", total=len(scenes), unit="clip", disable=not progress)
     told = list(zip(names, scenes, strict=True))
     asked = [(name, *pair) for name, scene in told for pair in scene.questions]
     _write_rows(questions, ("video", "question", "answer"), asked)
