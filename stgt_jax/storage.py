@@ -13,7 +13,8 @@ from stgt_jax.checks import in_bucket
 from stgt_jax.errors import STGTError, StorageError
 
 REACH_LIMIT = 120  # seconds for the first answer of a bucket
-STORAGE_LIMIT = 1200  # seconds for reading or writing a checkpoint or a log; the run waits
+STORAGE_LIMIT = 1200  # seconds for writing a checkpoint or a log, or reading a small file; the run waits
+ARRAYS_LIMIT = 7200  # seconds for reading the arrays of a checkpoint: 14 GB of the paper's model at 2 MB/s
 NOTICE = 60  # seconds between two lines that say so
 Result = TypeVar("Result")
 

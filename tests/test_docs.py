@@ -8,7 +8,7 @@ from processes import ROOT
 from data_pipeline.config import CLIP_TIME_LIMIT, WAIT_LIMIT
 from experiments.commands.processes import Processes
 from stgt_jax.distributed import JOIN_TIMEOUT
-from stgt_jax.storage import REACH_LIMIT, STORAGE_LIMIT
+from stgt_jax.storage import ARRAYS_LIMIT, REACH_LIMIT, STORAGE_LIMIT
 from stgt_jax.train.run_lock import BEAT_SECONDS
 
 MODEL = ROOT / "docs" / "model.md"
@@ -55,6 +55,7 @@ def test_limits_of_waiting_are_those_of_the_code():
     limits = [
         WAIT_LIMIT,
         STORAGE_LIMIT,
+        ARRAYS_LIMIT,
         REACH_LIMIT,
         CLIP_TIME_LIMIT,
         JOIN_TIMEOUT,

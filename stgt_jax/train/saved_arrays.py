@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from stgt_jax.errors import STGTError, StorageError
 from stgt_jax.exported import WEIGHTS_NAME
 from stgt_jax.run_folder import CONFIG_NAME
-from stgt_jax.storage import in_time
+from stgt_jax.storage import ARRAYS_LIMIT, in_time
 
 
 class DamagedCheckpoint(STGTError):  # noqa: N818  (what was found, not what went wrong here)
@@ -44,9 +44,8 @@ def read_arrays(folder: epath.Path, template: Any) -> Any:
     saved = saved_shapes(folder)
     check_same_shapes(folder, saved, template)
     as_saved = jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding), template, saved)
-    return _read(
-        folder, lambda: ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(as_saved))
-    )
+    args = ocp.args.StandardRestore(as_saved)
+    return _read(folder, lambda: ocp.StandardCheckpointHandler().restore(folder, args=args), ARRAYS_LIMIT)
 
 
 def cast_arrays(arrays: Any, template: Any) -> Any:
@@ -127,15 +126,15 @@ def check_same_shapes(folder: epath.Path, saved: Any, template: Any) -> None:
     raise STGTError(f"{folder.parent}: {different} is {shapes[0]} there and {shapes[1]} in this model: {mend}")
 
 
-def _read(folder: epath.Path, read: Callable[[], Any]) -> Any:
-    """Returns what `read` does.
+def _read(folder: epath.Path, read: Callable[[], Any], limit: float | None = None) -> Any:
+    """Returns what `read` does, within a limit in seconds.
 
     Raises:
       DamagedCheckpoint: whatever the storage library made of a damaged file.
       StorageError: storage does not answer.
     """
     try:
-        return in_time(read, str(folder))
+        return in_time(read, str(folder), limit)
     except StorageError:
         raise
     except Exception as error:
