@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.config import TEST_SPLIT
 from data_pipeline.storage import local_path
-from experiments.demo_report import BATCH, K_TEST, TEST_SPLIT
+from experiments.demo_report import BATCH, K_TEST
 from experiments.evaluate import retrieval
 from experiments.pretrain import pretrain_step, stage_recipe
 from experiments.recipe_fields import list_fields

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipeline.config import DataConfig
+from data_pipeline.config import TEST_SPLIT, DataConfig
 from data_pipeline.loader import eval_batches, num_videos
 from data_pipeline.storage import local_path
 from experiments.evaluate import captioning, retrieval
@@ -27,7 +27,6 @@ from stgt_jax.eval.captioning import CaptioningResult
 from stgt_jax.eval.retrieval import RetrievalResult, format_time_order
 
 STAGES = ("stage1", "stage2")
-TEST_SPLIT = "test"
 BATCH = 32  # clips encoded at a time
 K_TEST = 32  # candidates of each query that are re-ranked
 REPORT_NAME = "report.html"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from data_pipeline.config import DataConfig
+from data_pipeline.config import TRAIN_SPLIT, DataConfig
 from data_pipeline.loader import eval_batches
 from data_pipeline.questions import choose_answers, question_tokenizer, read_answers, read_questions
 from data_pipeline.shards import VOCAB_NAME, ShardSettings, list_splits, open_shards
@@ -34,7 +34,6 @@ from stgt_jax.run_folder import Run, check_vocabulary, read_run
 from stgt_jax.storage import check_storage
 
 FRAME_SHUFFLE_SEED = 0
-TRAIN_SPLIT = "train"
 # Tokens at most, where answers are chosen by likelihood.
 QUESTION_LENGTH, ANSWER_LENGTH = DataConfig().question_length, 8
 _log = logging.getLogger("stgt_jax")

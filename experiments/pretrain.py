@@ -11,6 +11,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from data_pipeline.config import TEST_SPLIT, TRAIN_SPLIT, VALIDATION_SPLITS
 from data_pipeline.loader import eval_batches, num_epoch_examples, train_loader
 from data_pipeline.questions import choose_answers, question_tokenizer, read_answers, read_questions
 from data_pipeline.shards import VOCAB_NAME, ShardSource, list_splits, open_shards
@@ -42,8 +43,6 @@ from stgt_jax.train.checkpoint import checkpoint_folder, has_checkpoint, is_own
 from stgt_jax.train.loop import train
 from stgt_jax.train.weights import ORIGINS_NAME, OTHERS, check_weights, initial_params
 
-TRAIN_SPLIT, TEST_SPLIT = "train", "test"
-VALIDATION_SPLITS = ("validation", "val")  # the first that the shard set has; without them test, where a recipe may
 VALIDATION_BATCH = 32
 Measure = Callable[[Recipe, Encoder, Iterable[Mapping[str, Any]]], dict[str, float]]  # of a model on validation clips
 logger = logging.getLogger("stgt_jax")

@@ -1,4 +1,4 @@
-"""Real processes that train as one, on CPUs that pose as two devices each: alike, resumable, stopped and killed."""
+"""Real processes that train as one, on CPUs that may pose as two devices each: alike, resumable, stopped and killed."""
 
 import json
 import shutil
@@ -185,7 +185,7 @@ def test_same_command_continues_a_killed_one_ends_the_other_and_four_finish(star
     assert f"was asked to stop after step {step}; continuing from there" in run.said()
     assert run.last_words(0).startswith("stgt: error: another process of this run has ended")
 
-    run = start(copy, "--resume", processes=4)
+    run = start(copy, "--resume", processes=4, devices=1)
     assert run.ends() == [0] * 4, run.said()
     assert_same_figures(copy, reference)
 
