@@ -22,9 +22,10 @@ def read(request: Request) -> Annotated:
 
 def _folder_of(videos: VideoFiles, page_dir: str) -> str:
     """Returns the folder of a page, which lies in the folder of videos or, as downloaders make it, one level below."""
-    names = sorted(path.name for path in videos.folder.iterdir())
-    below = [f"{name}/{page_dir}" for name in names if videos.has_folder(f"{name}/{page_dir}")]
-    return page_dir if videos.has_folder(page_dir) or not below else below[0]
+    if videos.has_folder(page_dir):
+        return page_dir
+    below = (f"{name}/{page_dir}" for name in sorted(path.name for path in videos.folder.iterdir()))
+    return next(filter(videos.has_folder, below), page_dir)
 
 
 DATASET = Dataset(read, {"10M": ("train", "val"), "2M": ("train", "val")})
