@@ -38,7 +38,7 @@ for number in itertools.count(1):
 class Sample:
     """What a process, or several together, hold."""
 
-    megabytes: float  # memory, a share of what is shared with others
+    megabytes: float  # of memory that is no copy of a file: what is mapped from files depends on other programs
     files: int  # descriptors
     threads: int
 
@@ -51,7 +51,8 @@ def sample(pid: int) -> Sample:
     place = Path(f"/proc/{pid}")
     memory = dict(line.split()[:2] for line in (place / "smaps_rollup").read_text().splitlines()[1:])
     threads = (place / "status").read_text().partition("Threads:")[2].split()[0]
-    return Sample(int(memory["Pss:"]) / 1024, len(os.listdir(place / "fd")), int(threads))
+    kilobytes = int(memory["Pss_Anon:"]) + int(memory["Pss_Shmem:"])
+    return Sample(kilobytes / 1024, len(os.listdir(place / "fd")), int(threads))
 
 
 @dataclasses.dataclass(frozen=True)
