@@ -22,7 +22,7 @@ from processes import environment
 WARM_UP = 0.25  # of the time
 MAX_GROWTH = 0.02  # of memory, after that
 SAMPLE_SECONDS = 5.0
-SAVE_EVERY = 500  # steps, about 20 seconds
+SAVE_EVERY = 1000  # steps, about 45 seconds; each validation writes a checkpoint, too
 BUILD_FOR_EVER = """
 import itertools, sys
 from pathlib import Path
@@ -85,7 +85,11 @@ def watch(lab: Lab, minutes: float) -> tuple[dict[str, list[Sample]], dict[str, 
         uuid.uuid4().hex,
     )
     training = lab.train(
-        workdir, "--num_steps=100000000", f"--checkpoint_every={SAVE_EVERY}", "--eval_every=100", "--log_every=20"
+        workdir,
+        "--num_steps=100000000",
+        f"--checkpoint_every={SAVE_EVERY}",
+        f"--eval_every={SAVE_EVERY}",
+        "--log_every=20",
     )
     building = subprocess.Popen(
         [sys.executable, "-c", BUILD_FOR_EVER, clips, lab.place("built"), builds],
