@@ -10,7 +10,7 @@ MINOR = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:
 LOCK = $(wildcard requirements/lock-$(MINOR).txt)
 INSTALL = $(BIN)/python -m pip install --quiet $(LOCK:%=--constraint %)
 
-.PHONY: install demo weights check test faults fuzz lint format lock audit clean
+.PHONY: install demo weights check test faults soak fuzz lint format lock audit clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -35,6 +35,11 @@ test: lint $(VENV)/.installed-compilers $(VENV)/.installed-oracles
 faults: export PYTHONPATH := .:tests:tests/experiments
 faults: $(VENV)/.installed-test
 	$(BIN)/python tests/faults/run.py $(FAULTS)
+
+# Half an hour of training, validation, checkpoints and data builds; prints what the processes hold.
+soak: export PYTHONPATH := .:tests:tests/experiments
+soak: $(VENV)/.installed-test
+	$(BIN)/python tests/faults/soak.py $(SOAK)
 
 # Mutated files for every parser. FUZZ="--seconds 60" takes a minute.
 FUZZ ?= --runs 1000000
