@@ -32,6 +32,10 @@ class _Path:
     centres: np.ndarray  # float [F, 2], x and y
     visible: np.ndarray  # bool [F]
 
+    def corners(self, t: int, pan: np.ndarray, size: int) -> np.ndarray:
+        """Where its corners are in frame t, in pixels: float [n, 2]."""
+        return (self.centres[t] - pan + outline(self.actor.shape, self.diameter, self.angle)) * size
+
 
 @dataclass(frozen=True)
 class _Stage:
@@ -52,8 +56,7 @@ def render(crowd: Crowd) -> np.ndarray:
         frame = stage.ground.crop((*corner, *(corner + size)))
         for path in stage.paths:
             if path.visible[t]:
-                fill(frame, (path.centres[t] - pan + outline(path.actor.shape, path.diameter, path.angle)) * size,
-                     path.colour)  # fmt: skip
+                fill(frame, path.corners(t, pan, size), path.colour)
         if stage.bar:
             ImageDraw.Draw(frame).rectangle(_bar(stage.bar, pan, size), fill=(112, 112, 116))
         frames.append(np.asarray(frame))
@@ -72,8 +75,8 @@ def shape_numbers(crowd: Crowd, patch_size: int) -> np.ndarray:
         draw = ImageDraw.Draw(mask)
         for behind, path in enumerate(stage.paths):
             if path.visible[t]:
-                points = (path.centres[t] - pan + outline(path.actor.shape, path.diameter, path.angle)) * size
-                draw.polygon([tuple(point) for point in points], fill=len(stage.paths) - behind)
+                corners = [tuple(corner) for corner in path.corners(t, pan, size)]
+                draw.polygon(corners, fill=len(stage.paths) - behind)
         if stage.bar:
             draw.rectangle(_bar(stage.bar, pan, size), fill=0)
         numbers.append(_of_patches(np.asarray(mask), patch_size, len(stage.paths)))

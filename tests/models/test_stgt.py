@@ -63,7 +63,7 @@ def plain_losses_and_grads():
     return losses_and_grads(deep())
 
 
-@pytest.mark.parametrize("changes", [{"remat": True}, {"scan_layers": False, "remat": True}])
+@pytest.mark.parametrize("changes", [{"scan_layers": False}, {"remat": True}, {"scan_layers": False, "remat": True}])
 def test_scan_and_remat_leave_losses_and_gradients_unchanged(plain_losses_and_grads, changes: dict) -> None:
     chex.assert_trees_all_equal_shapes(param_shapes(STGT(deep())), param_shapes(STGT(deep(**changes))))
     (losses, gradients), (expected_losses, expected) = losses_and_grads(deep(**changes)), plain_losses_and_grads
