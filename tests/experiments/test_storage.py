@@ -22,9 +22,13 @@ def store(request, shards):
     """A server whose bucket has the shard set."""
     pytest.importorskip("gcsfs")
     with request.param() as server:
-        for file in filter(Path.is_file, shards.rglob("*")):
-            server.put(f"bucket/shards/{file.relative_to(shards)}", file.read_bytes())
+        put_shards(server, shards)
         yield server
+
+
+def put_shards(server, shards):
+    for file in filter(Path.is_file, shards.rglob("*")):
+        server.put(f"bucket/shards/{file.relative_to(shards)}", file.read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +133,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 def test_bucket_that_never_answers_again_ends_the_run_with_one_line(shards):
     with fake_gcs() as store:
-        for file in filter(Path.is_file, shards.rglob("*")):
-            store.put(f"bucket/shards/{file.relative_to(shards)}", file.read_bytes())
+        put_shards(store, shards)
         command = [sys.executable, "-c", IMPATIENT, *TRAIN, "--num_steps=100000", "--checkpoint_every=20"]
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment() | store.environment, stderr=subprocess.PIPE, text=True

@@ -78,21 +78,12 @@ def change(figures: list[float]) -> Change:
 def watch(lab: Lab, minutes: float) -> tuple[dict[str, list[Sample]], dict[str, int], list[str]]:
     """Returns what was seen of each process, how much work they did, and what went wrong."""
     seen, wrong = defaultdict[str, list[Sample]](list), list[str]()
-    clips, workdir, builds, mark = (
-        lab.folder / "clips/train/captions.csv",
-        lab.place("run"),
-        lab.place("builds"),
-        uuid.uuid4().hex,
-    )
-    training = lab.train(
-        workdir,
-        "--num_steps=100000000",
-        f"--checkpoint_every={SAVE_EVERY}",
-        f"--eval_every={SAVE_EVERY}",
-        "--log_every=20",
-    )
+    workdir, builds, mark = lab.place("run"), lab.place("builds"), uuid.uuid4().hex
+    options = ["--num_steps=100000000", f"--checkpoint_every={SAVE_EVERY}", f"--eval_every={SAVE_EVERY}"]
+    training = lab.train(workdir, *options, "--log_every=20")
+    captions = lab.folder / "clips" / "train" / "captions.csv"
     building = subprocess.Popen(
-        [sys.executable, "-c", BUILD_FOR_EVER, clips, lab.place("built"), builds],
+        [sys.executable, "-c", BUILD_FOR_EVER, captions, lab.place("built"), builds],
         env=environment() | {"STGT_FAULT_MARK": mark}, start_new_session=True,
     )  # fmt: skip
     until = time.monotonic() + 60 * minutes
