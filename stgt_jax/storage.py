@@ -16,6 +16,8 @@ REACH_LIMIT = 120  # seconds for the first answer of a bucket
 STORAGE_LIMIT = 1200  # seconds for writing a checkpoint or a log, or reading a small file; the run waits
 ARRAYS_LIMIT = 7200  # seconds for reading the arrays of a checkpoint: 14 GB of the paper's model at 2 MB/s
 NOTICE = 60  # seconds between two lines that say so
+_NETWORK_LIBRARIES = ("aiohttp", "gcsfs", "google.api_core", "google.auth", "requests")
+_UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")  # statuses of TensorStore
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,13 @@ def in_time(work: Callable[[], Result], what: str, limit: float | None = None) -
             f"{what}: storage has not answered for {limit:.0f} s; start again when it does, a training with --resume"
         )
     return results[0]
+
+
+def is_of_storage(error: Exception) -> bool:
+    """Whether a read failed for storage that is away or refuses, so that nothing is known of what it holds."""
+    if isinstance(error, ConnectionError | TimeoutError | PermissionError):
+        return True
+    return type(error).__module__.startswith(_NETWORK_LIBRARIES) or any(status in str(error) for status in _UNREACHABLE)
 
 
 def cause_of(error: Exception) -> str:

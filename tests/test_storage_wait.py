@@ -6,7 +6,7 @@ import pytest
 
 from stgt_jax import storage
 from stgt_jax.errors import StorageError
-from stgt_jax.storage import cause_of, in_time
+from stgt_jax.storage import cause_of, in_time, is_of_storage
 
 
 def test_errors_of_the_wait_pass() -> None:
@@ -40,3 +40,18 @@ def test_storage_that_does_not_answer_ends_the_wait(
 )  # fmt: skip
 def test_cause_is_one_line(error: Exception, cause: str) -> None:
     assert cause_of(error) == cause
+
+
+@pytest.mark.parametrize(
+    ("error", "is_away"),
+    [
+        (ConnectionResetError("reset by peer"), True),
+        (PermissionError(13, "Permission denied"), True),
+        (ValueError("UNAVAILABLE: Error reading gs://bucket/run: HTTP 503"), True),
+        (type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})("Backend Error, 503"), True),
+        (FileNotFoundError(2, "No such file"), False),
+        (ValueError("DATA_LOSS: Error decoding chunk"), False),
+    ],
+)
+def test_storage_that_is_away_is_told_from_damage(error: Exception, is_away: bool) -> None:
+    assert is_of_storage(error) == is_away

@@ -34,17 +34,20 @@ class JsonLines:
         self._file = io.StringIO() if self._in_bucket else path.open("a")
         if self._in_bucket:
             self._file.write(text)
+        self._is_written = True
 
     def append(self, step: int, values: Line) -> None:
         """Appends a line."""
         self._file.write(_as_text({"step": step, **values}))
+        self._is_written = False
         if not self._in_bucket:
             self._file.flush()
 
     def flush(self) -> None:
         """Writes out every line appended so far."""
-        if self._in_bucket:
+        if self._in_bucket and not self._is_written:
             in_time(lambda: self._path.write_text(self._file.getvalue()), os.fspath(self._path))
+        self._is_written = True
 
     def close(self) -> None:
         """Flushes and closes it."""

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from stgt_jax.errors import STGTError, StorageError
 from stgt_jax.exported import WEIGHTS_NAME
 from stgt_jax.run_folder import CONFIG_NAME
-from stgt_jax.storage import ARRAYS_LIMIT, in_time
+from stgt_jax.storage import ARRAYS_LIMIT, cause_of, in_time, is_of_storage
 
 
 class DamagedCheckpoint(STGTError):  # noqa: N818  (what was found, not what went wrong here)
@@ -131,13 +131,15 @@ def _read(folder: epath.Path, read: Callable[[], Any], limit: float | None = Non
 
     Raises:
       DamagedCheckpoint: whatever the storage library made of a damaged file.
-      StorageError: storage does not answer.
+      StorageError: storage does not answer, or refuses.
     """
     try:
         return in_time(read, str(folder), limit)
     except StorageError:
         raise
     except Exception as error:
+        if is_of_storage(error):
+            raise StorageError(f"{folder}: cannot be reached ({cause_of(error)}); start again when it can") from error
         damaged = _damaged(folder, error)
     _end_abandoned_reads()
     raise damaged

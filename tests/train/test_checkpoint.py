@@ -16,9 +16,10 @@ from damage import cut, flip
 from small import small_model, small_training
 
 from stgt_jax.config import MeshConfig
-from stgt_jax.errors import STGTError
+from stgt_jax.errors import STGTError, StorageError
 from stgt_jax.mesh import make_mesh
 from stgt_jax.models.stgt import STGT
+from stgt_jax.train import saved_arrays
 from stgt_jax.train.checkpoint import Checkpoints, load_params
 from stgt_jax.train.state import TrainState, abstract_state, init_state, merge_params
 
@@ -223,6 +224,19 @@ def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(
     assert f"{damaged_folder}/checkpoints/2" in warning
     assert "\n" not in warning
     assert "Event loop" not in capfd.readouterr().err
+
+
+def test_checkpoint_that_cannot_be_reached_does_not_count_as_damaged(
+    damaged_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("UNAVAILABLE: Error reading: HTTP 503")
+
+    before = sorted(damaged_folder.rglob("*"))
+    monkeypatch.setattr(saved_arrays, "in_time", refuse)
+    with pytest.raises(StorageError, match=r"cannot be reached \(ValueError: UNAVAILABLE"):
+        Checkpoints(damaged_folder).restore(abstract_state(STGT(MODEL), CONFIG, one_device()), MODEL)
+    assert sorted(damaged_folder.rglob("*")) == before
 
 
 def test_damage_that_takes_nothing_from_the_state_does_no_harm(damaged_folder: Path, state: TrainState) -> None:
