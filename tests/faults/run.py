@@ -7,6 +7,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,7 @@ def side_by_side(options: argparse.Namespace, names: Sequence[str]) -> list[Row]
 
 def main() -> int:
     with_shared_memory_of_its_own()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the programs that are broken would ignore it
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="a few of each, in at most 3 minutes")
     parser.add_argument("--only", default="", help=f"names of groups, with commas: {', '.join(GROUPS)}")
