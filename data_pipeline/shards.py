@@ -91,6 +91,7 @@ def hash_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache  # TFDS keeps each of them for ever
 def features_of(settings: ShardSettings) -> tfds.features.FeaturesDict:
     """The fields of `VideoRecord`. Raw frames are plain bytes: ArrayRecord compresses them, faster than zlib."""
     num_kept, length = settings.num_kept_frames, settings.max_text_length

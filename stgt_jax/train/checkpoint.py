@@ -47,6 +47,7 @@ from stgt_jax.train.saved_arrays import (
     read_json,
     restore_arrays,
     saved_shapes,
+    spare_memory_of_storage_library,
     verify,
 )
 from stgt_jax.train.state import TrainState, abstract_params, merge_params, split_params
@@ -98,6 +99,7 @@ class Checkpoints:
         handlers = {"params": ocp.StandardCheckpointHandler(), "optimizer": ocp.StandardCheckpointHandler(),
                     "checksums": ocp.JsonCheckpointHandler(), "loader": ocp.JsonCheckpointHandler()}  # fmt: skip
         quiet_storage_library()
+        spare_memory_of_storage_library()
         self._manager = _Manager(self._folder, options=options, item_handlers=handlers)
         self._manager.first_step = self._manager.latest_step() or 0
         self._unchecked: int | None = None  # the step of a checkpoint that was not yet read back
