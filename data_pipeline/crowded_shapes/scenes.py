@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from data_pipeline.moving_shapes.scenes import COLOURS, SHAPES, Actor
 FATES = ("moves left", "moves right", "moves up", "moves down", "stays", "disappears")
 PLACES = (("left", "right"), ("upper", "lower"))  # by which the caption tells the two like shapes apart
 WITNESS_FATES = ("stays", "passes by")
-SHARED = 0.3  # share of the training clips whose caption does not say which of the two did what
+Told = Literal["all", "fates", "shapes"]  # by a caption: all; not which of the two did what; or only that there are two
+SHARED: dict[Told, float] = {"fates": 0.1, "shapes": 0.25}  # of the training clips
 _Event = tuple[int, ...]  # colour, shape, place, first fate, second fate, colour, shape and fate of the witness
 
 
@@ -27,7 +29,7 @@ class Crowd:
     fates: tuple[str, str]
     witness: Actor
     witness_fate: str
-    is_shared: bool = False  # whether the caption leaves out which of the two did what
+    told: Told = "all"
     look: int = 0
     image_size: int = 64
     num_frames: int = 24
@@ -36,9 +38,11 @@ class Crowd:
     def caption(self) -> str:
         """What happens, in at most 20 words."""
         name, (first, second) = f"{self.like.colour} {self.like.shape}", PLACES[self.place]
-        if self.is_shared:
-            told = sorted(self.fates)
-            return f"of two {name}s one {told[0]} and one {told[1]}"
+        if self.told == "shapes":
+            return f"two {name}s"
+        if self.told == "fates":
+            one, other = sorted(self.fates)
+            return f"of two {name}s one {one} and one {other}"
         return (
             f"the {first} {name} {self.fates[0]} and the {second} one {self.fates[1]}"
             f" while {self.witness} {self.witness_fate}"
@@ -57,7 +61,7 @@ class Crowd:
     @property
     def group(self) -> str:
         """The id that a clip shares with the one in which the fates are exchanged; empty for a shared caption."""
-        if self.is_shared:
+        if self.told != "all":
             return ""
         first, second = sorted(self.fates)
         words = replace(self, fates=(first, second)).caption
@@ -128,6 +132,7 @@ def sample_crowds(
     kept = [event for event in events if sum(event) % 2 == 0]
     train = []
     for place in itertools.islice(itertools.cycle(rng.permutation(len(kept))), num_train):
-        crowd = replace(seen(_crowd(kept[place])), is_shared=bool(rng.random() < SHARED))
+        told: Told = rng.choice(["all", *SHARED], p=[1 - sum(SHARED.values()), *SHARED.values()]).item()
+        crowd = replace(seen(_crowd(kept[place])), told=told)
         train.append(crowd.exchanged() if rng.random() < 0.5 else crowd)
     return {"train": train, "val": both[:num_val], "test": both[num_val:]}

@@ -32,7 +32,7 @@ def ways(crowd: Crowd) -> np.ndarray:
 
 def test_splits_have_the_sizes_asked_for_and_share_no_full_caption(splits: dict[str, list[Crowd]]) -> None:
     assert {name: len(scenes) for name, scenes in splits.items()} == {"train": 2000, "val": 200, "test": 1000}
-    captions = {name: {c.caption for c in scenes if not c.is_shared} for name, scenes in splits.items()}
+    captions = {name: {c.caption for c in scenes if c.told == "all"} for name, scenes in splits.items()}
     assert not any(captions[a] & captions[b] for a, b in itertools.combinations(captions, 2))
     assert len(captions["test"]) == 1000 and max(len(c.split()) for c in set.union(*captions.values())) <= 20
 
@@ -45,11 +45,12 @@ def test_train_has_every_value_of_every_attribute(splits: dict[str, list[Crowd]]
 
 
 def test_some_training_captions_are_shared_by_several_clips(splits: dict[str, list[Crowd]]) -> None:
-    shared = Counter(crowd.caption for crowd in splits["train"] if crowd.is_shared)
-    assert abs(sum(shared.values()) / 2000 - SHARED) < 0.05
-    assert sum(count for count in shared.values() if count > 1) > 0.4 * sum(shared.values())
-    assert not any(crowd.is_shared for name in ("val", "test") for crowd in splits[name])
-    assert {crowd.group for crowd in splits["train"] if crowd.is_shared} == {""}
+    for told, share in SHARED.items():
+        shared = Counter(crowd.caption for crowd in splits["train"] if crowd.told == told)
+        assert abs(sum(shared.values()) / 2000 - share) < 0.05
+        assert sum(count for count in shared.values() if count > 1) > 0.2 * sum(shared.values())
+    assert {crowd.told for name in ("val", "test") for crowd in splits[name]} == {"all"}
+    assert {crowd.group for crowd in splits["train"] if crowd.told != "all"} == {""}
 
 
 def test_clips_of_a_group_show_the_same_but_for_which_shape_does_what(splits: dict[str, list[Crowd]]) -> None:
