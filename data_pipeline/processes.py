@@ -33,6 +33,11 @@ def start_worker(*_: object) -> None:
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that started it has ended, even if that was killed."""
     threading.Thread(target=_end_after_parent, daemon=True).start()
 
 

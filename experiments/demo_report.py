@@ -14,6 +14,7 @@ import numpy as np
 from data_pipeline.config import TEST_SPLIT, DataConfig
 from data_pipeline.loader import eval_batches, num_videos
 from data_pipeline.storage import local_path
+from experiments.ablation.summary import read_ablation
 from experiments.evaluate import captioning, retrieval
 from experiments.pictures import Pictures, collect_pictures
 from experiments.report import ReportInputs, read_curve, write_report
@@ -60,7 +61,6 @@ def measure_and_draw(workdir: str | Path) -> dict[str, Any]:
 def _inputs(workdir: Path, results: Mapping[str, RetrievalResult], captions: CaptioningResult) -> ReportInputs:
     model = load(workdir / STAGES[-1], batch_size=BATCH)
     data = DataConfig(shards=str(workdir / "shards"))
-    ablation = workdir / "ablation" / "ablation.json"
     counts = {
         "training clips": num_videos(data, "train"),
         "test clips": num_videos(data, TEST_SPLIT),
@@ -75,7 +75,7 @@ def _inputs(workdir: Path, results: Mapping[str, RetrievalResult], captions: Cap
         captions=captions,
         answering=_answering(workdir),
         curves={stage: read_curve(workdir / stage / "metrics.jsonl") for stage in STAGES},
-        ablation=read_json(ablation)["arms"] if ablation.exists() else {},
+        ablation=read_ablation(workdir / "ablation" / "results"),
         counts=counts,
     )
 

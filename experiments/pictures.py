@@ -201,6 +201,28 @@ def draw_curves(stages: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
         return _png(figure)
 
 
+def draw_seed_curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> bytes:
+    """Draws the mean over seeds, with its standard error as a band, over the steps of a training.
+
+    Args:
+      panels: title -> name of the curve -> steps [n] and values of each seed [seeds, n].
+    """
+    with plt.rc_context(_STYLE):
+        figure, all_axes = plt.subplots(1, len(panels), figsize=(11, 3.4), layout="constrained")
+        for axes, (title, curves) in zip(np.atleast_1d(all_axes), panels.items(), strict=True):
+            for number, (name, (steps, values)) in enumerate(curves.items()):
+                mean, color = values.mean(axis=0), COLORS[number % len(COLORS)]
+                line = "-" if number < len(COLORS) else "--"
+                axes.plot(steps, mean, line, color=color, linewidth=1.4, marker=".", label=name)
+                if len(values) > 1:
+                    error = values.std(axis=0, ddof=1) / len(values) ** 0.5
+                    axes.fill_between(steps, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
+            axes.set(title=title, xlabel="step of the stage")
+            axes.grid(axis="y")
+        np.atleast_1d(all_axes)[0].legend()
+        return _png(figure)
+
+
 def film_strip(clip: np.ndarray, *, num_frames: int = 8) -> bytes:
     """Draws at most `num_frames` frames of a clip [T, H, W, 3] uint8 in two rows."""
     frames = clip[np.linspace(0, len(clip) - 1, min(num_frames, len(clip))).round().astype(int)]

@@ -1,6 +1,7 @@
 """One stage of training from a recipe: builds loader and validation, checks that all fits, and calls `train`."""
 
 import functools
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -44,6 +46,7 @@ from stgt_jax.train.loop import train
 from stgt_jax.train.weights import ORIGINS_NAME, OTHERS, check_weights, initial_params
 
 VALIDATION_BATCH = 32
+FEW_EDGES = 1.0  # percent; with fewer edges between frames there is a warning
 Measure = Callable[[Recipe, Encoder, Iterable[Mapping[str, Any]]], dict[str, float]]  # of a model on validation clips
 logger = logging.getLogger("stgt_jax")
 
@@ -346,9 +349,27 @@ def _validation(recipe: Recipe, answers: Sequence[str]) -> Callable[[Any], dict[
     def evaluate(params: Any) -> dict[str, float]:
         mesh = jax.tree.leaves(params)[0].sharding.mesh
         encoder = Encoder(config, params, mesh=mesh, batch_size=VALIDATION_BATCH)
-        return measure(recipe, encoder, eval_batches(recipe.data, split, encoder.batch_size, **frames))
+        batches = eval_batches(recipe.data, split, encoder.batch_size, **frames)
+        first = list(itertools.islice(batches, 1))
+        return measure(recipe, encoder, itertools.chain(first, batches)) | _edges_between(encoder, first[0])
 
     return evaluate
+
+
+def _edges_between(encoder: Encoder, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The percentage of the pairs of patches in neighbouring frames that have an edge; warns where hardly any has."""
+    config = encoder.model.config
+    if config.graph.variant == "none" or config.num_frames == 1:
+        return {}
+    share = 100.0 * float(encoder.edge_shares(batch["video"][batch["valid"]]).mean())
+    if share < FEW_EDGES and jax.process_index() == 0:
+        logger.warning(
+            "warning: %.2g %% of the pairs of patches in neighbouring frames have an edge, so the graph carries next to"
+            " nothing from frame to frame; lower graph.sim_threshold=%g or graph.time_embed_std=%g, which makes frames"
+            " less alike",
+            share, config.graph.sim_threshold, config.graph.time_embed_std,
+        )  # fmt: skip
+    return {"edges_between": share}
 
 
 def _caption_scores(recipe: Recipe, encoder: Encoder, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:

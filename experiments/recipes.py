@@ -80,6 +80,32 @@ def moving_shapes_stage2() -> Recipe:
     return dataclasses.replace(recipe, train=train, needs_initial_weights=True)
 
 
+def crowded_shapes_stage1() -> Recipe:
+    """The ablation's first stage: patches of 8 pixels, as small shapes must be followed through the clip."""
+    recipe = moving_shapes_stage1()
+    vision = dataclasses.replace(recipe.model.vision, patch_size=8)
+    graph = dataclasses.replace(recipe.model.graph, time_embed_std=0.3, sim_threshold=0.5)
+    optimizer = dataclasses.replace(recipe.train.optimizer, warmup_steps=100)
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, vision=vision, graph=graph),
+        data=dataclasses.replace(recipe.data, num_workers=0),  # the trainings run side by side, each on one core
+        train=dataclasses.replace(
+            recipe.train, num_steps=1000, eval_every=200, checkpoint_every=100, optimizer=optimizer
+        ),
+    )
+
+
+def crowded_shapes_stage2() -> Recipe:
+    """The ablation's second stage: CSAL replaces VTC, starting from the weights of the first stage."""
+    recipe = crowded_shapes_stage1()
+    second = moving_shapes_stage2().train
+    train = dataclasses.replace(
+        recipe.train, num_steps=300, eval_every=100, loss=second.loss, optimizer=second.optimizer
+    )
+    return dataclasses.replace(recipe, train=train, needs_initial_weights=True)
+
+
 def paper_stage1() -> Recipe:
     """The published first stage: frozen ViT-g/14, 8 frames of 224 pixels, VTC + VTM + VTG.
 
@@ -233,6 +259,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     for recipe in (
         moving_shapes_stage1,
         moving_shapes_stage2,
+        crowded_shapes_stage1,
+        crowded_shapes_stage2,
         paper_stage1,
         paper_stage2,
         finetune_msrvtt,

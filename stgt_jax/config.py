@@ -40,12 +40,13 @@ class VisionConfig:
     num_heads: int = 16
     mlp_dim: int = 6144
     norm_epsilon: float = 1e-6  # of every LayerNorm
+    pos_embed_std: float = 0.02  # of the normal distribution that the position embedding is drawn from
     freeze: bool = False  # do not train the encoder
     open_blocks: int = 0  # with freeze: the last n blocks are trained all the same
 
     def __post_init__(self) -> None:
         check_positive("vision", self, "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim",
-                       "norm_epsilon")  # fmt: skip
+                       "norm_epsilon", "pos_embed_std")  # fmt: skip
         _check_heads("vision", self.width, self.num_heads)
         nearest_size = max(1, round(self.image_size / self.patch_size)) * self.patch_size
         check(
@@ -83,6 +84,9 @@ class GraphConfig:
     time_embed_rows: int = 8  # a clip of another length takes its rows by nearest-neighbour resampling
     time_embed_std: float = 0.02  # of the normal distribution that the rows are drawn from
     sim_threshold: float = 0.1  # nodes with a cosine similarity below it are not linked
+    # What edges are computed from: "nodes", as published, or "vision", the nodes' vision tokens without time and place.
+    edges_from: Literal["nodes", "vision"] = "nodes"
+    residual: bool = False  # add the input of graph attention to its result; the published model does not
     dropout: float = 0.1  # of the graph attention probabilities
     # "unweighted" keeps the graph's edges but not their weights in attention; "none" replaces the module by the mean
     # of the ViT tokens over frames. Both are for ablations.
@@ -204,10 +208,12 @@ class LossConfig:
     vtc_label_smoothing: float = 0.1
     csal_label_smoothing: float = 0.01
     csal_stop_gradient: bool = False  # keep the gradient out of the CSAL targets
+    csal_sharpness: float = 5.0  # of the CSAL targets, which are a softmax; the paper's is 5
     vtg_label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
         check_choices("loss", self)
+        check_positive("loss", self, "csal_sharpness")
         check_rate("loss", self, "vtc_label_smoothing", "csal_label_smoothing", "vtg_label_smoothing")
 
 

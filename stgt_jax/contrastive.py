@@ -157,7 +157,8 @@ def _compare(
         logits = checkpoint_name(similarity(video_embed, others[0]) / temperature, "logits")  # [b, K]
         own_pair = videos[:, None] == texts
         if csal:
-            targets = csal_target_logits(*(_product("ie,je->ij", own[i], others[i]) for i in (1, 0)))
+            alike = [_product("ie,je->ij", own[i], others[i]) for i in (1, 0)]
+            targets = csal_target_logits(alike[0], alike[1], config.csal_sharpness)
             targets = jax.lax.stop_gradient(targets) if config.csal_stop_gradient else targets
         else:
             targets = jnp.where(own_pair, 0.0, _NEVER)

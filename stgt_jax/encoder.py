@@ -29,6 +29,7 @@ from stgt_jax.contrastive import similarity
 from stgt_jax.errors import STGTError
 from stgt_jax.models.answer_ranking import TokenizedAnswers, rank_answers
 from stgt_jax.models.generation import generate
+from stgt_jax.models.graph_statistics import edge_shares, graph_statistics
 from stgt_jax.models.stgt import STGT
 from stgt_jax.ops.graph_attention import adjacency
 from stgt_jax.sharding import batch_sharding
@@ -202,6 +203,19 @@ class Encoder:
         nodes = self.model.config.num_frames * self.model.config.vision.grid**2
         return _gather(self._run(_adjacency, _one_column(clips), self.batch_size), (nodes, nodes))
 
+    def edge_shares(self, clips: Iterable[np.ndarray]) -> np.ndarray:
+        """Returns the share of the pairs of nodes in neighbouring frames that have an edge, float32 [V]."""
+        return _gather(self._run(_edge_shares, _one_column(clips), self.batch_size), ())
+
+    def graph_statistics(self, clips: Iterable[np.ndarray], objects: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns what the graph links and where its attention goes, by name, float32 [V] each (`graph_statistics`).
+
+        `objects` says which object each patch of a clip shows, int [T, P]; -1 for none.
+        """
+        batches = list(self._run(_graph_statistics, zip(clips, objects, strict=True), self.batch_size))
+        names = batches[0][1] if batches else ()
+        return {name: _gather(((count, figures[name]) for count, figures in batches), ()) for name in names}
+
     def _run(
         self, function: Callable[..., Any], rows: Iterable[tuple[Any, ...]], size: int, *first: Any
     ) -> Iterator[tuple[int, Any]]:
@@ -318,11 +332,13 @@ def _write_captions(
 
 @partial(jax.jit, static_argnums=0)
 def _adjacency(model: STGT, params: Any, video: jax.Array) -> jax.Array:
-    nodes = _apply(model, params, video, method="encode_video")["local_tokens"][0]
+    nodes = _apply(model, params, video, method="encode_video")["edge_nodes"][0]
     return adjacency(nodes, num_frames=video.shape[1], sim_threshold=model.config.graph.sim_threshold)
 
 
 _similarity = jax.jit(similarity)
+_edge_shares = jax.jit(edge_shares, static_argnums=0)
+_graph_statistics = jax.jit(graph_statistics, static_argnums=0)
 
 
 def _apply(model: STGT, params: Any, *inputs: jax.Array, method: str) -> Any:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 _CSAL_MIN_SIMILARITY = 0.05
-_CSAL_SHARPNESS = 5.0
 
 
 def vtc_loss(logits: jax.Array, *, label_smoothing: float) -> jax.Array:
@@ -24,7 +23,12 @@ def vtc_loss(logits: jax.Array, *, label_smoothing: float) -> jax.Array:
 
 
 def csal_loss(
-    logits: jax.Array, video_similarity: jax.Array, text_similarity: jax.Array, *, label_smoothing: float
+    logits: jax.Array,
+    video_similarity: jax.Array,
+    text_similarity: jax.Array,
+    *,
+    label_smoothing: float,
+    sharpness: float = 5.0,
 ) -> jax.Array:
     """Cross-similarity alignment loss: clips alike in video and text share the target (docs/model.md section 4.3).
 
@@ -33,15 +37,19 @@ def csal_loss(
       video_similarity: [B, B], u u^T, where u are the videos' embeddings averaged over queries and normalised.
       text_similarity: [B, B], t t^T, where t are the texts' embeddings.
       label_smoothing: as for `vtc_loss`.
+      sharpness: as for `csal_target_logits`.
     """
-    targets = jax.nn.softmax(csal_target_logits(video_similarity, text_similarity), axis=1)
+    targets = jax.nn.softmax(csal_target_logits(video_similarity, text_similarity, sharpness), axis=1)
     return _mean_of_both_directions(logits, targets, label_smoothing)
 
 
-def csal_target_logits(video_similarity: jax.Array, text_similarity: jax.Array) -> jax.Array:
-    """The softmax of these is CSAL's target: 5 R, with R = relu(u u^T) relu(t t^T) and -100 where R < 0.05."""
+def csal_target_logits(video_similarity: jax.Array, text_similarity: jax.Array, sharpness: float = 5.0) -> jax.Array:
+    """The softmax of these is CSAL's target: 5 R, with R = relu(u u^T) relu(t t^T) and -100 where R < 0.05.
+
+    `sharpness` takes the place of 5: the larger it is, the more of the target a pair of high R gets.
+    """
     cross = jax.nn.relu(video_similarity) * jax.nn.relu(text_similarity)
-    return _CSAL_SHARPNESS * jnp.where(cross < _CSAL_MIN_SIMILARITY, -100.0, cross)
+    return sharpness * jnp.where(cross < _CSAL_MIN_SIMILARITY, -100.0, cross)
 
 
 def _mean_of_both_directions(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:

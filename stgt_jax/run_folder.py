@@ -42,7 +42,7 @@ _FREE_ON_RESUME = (
 # Fields of the model that a second stage may set as it likes, and those it may set if the user says so.
 _FREE_ON_START = (
     *_ONLY_HOW, "model.dtype", "model.vision.freeze", "model.vision.open_blocks", "model.*.dropout",
-    "model.*.time_embed_std", "model.num_answers",
+    "model.*.time_embed_std", "model.*.pos_embed_std", "model.num_answers",
 )  # fmt: skip
 _ALLOWED_ON_START = ("model.graph.sim_threshold", "model.num_frames")
 

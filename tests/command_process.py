@@ -1,7 +1,6 @@
 """`stgt` commands in a process of their own, one after another: only the first has to import and trace the model.
 
-The process has one device, for which programs compile fastest. It trains two arms of the ablation and measures peaks
-with small arrays.
+The process has one device, for which programs compile fastest. It measures peaks with small arrays.
 """
 
 import contextlib
@@ -16,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from processes import ROOT, environment
-
-ARMS = ["no graph (mean over frames)", "full, CSAL in stage 2"]  # each arm has programs of its own to compile
 
 
 class CommandProcess:
@@ -52,12 +49,9 @@ class CommandProcess:
 def save_time() -> None:
     from shared_train_step import share_train_step
 
-    from experiments import ablate
     from experiments.perf.bench import graph_attention, step
 
     share_train_step()
-    for arm in ablate.ARMS.keys() - set(ARMS):
-        del ablate.ARMS[arm]
     for module in (graph_attention, step):
         module.measure_peak = functools.partial(module.measure_peak, matrix_size=64, vector_bytes=2**16)
 

@@ -20,13 +20,13 @@ from stgt_jax.sharding import shard
 
 
 class GraphAttention(nn.Module):
-    """`ops.graph_attention` with linear projections, without residual: [B, N, D] -> [B, N, D]."""
+    """`ops.graph_attention` with linear projections: [B, N, D], with edges from [B, N, D] -> [B, N, D]."""
 
     config: GraphConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, nodes: jax.Array, num_frames: int, train: bool) -> jax.Array:
+    def __call__(self, nodes: jax.Array, edge_nodes: jax.Array, num_frames: int, train: bool) -> jax.Array:
         config, width = self.config, nodes.shape[-1]
 
         def heads(name: str) -> jax.Array:
@@ -37,7 +37,7 @@ class GraphAttention(nn.Module):
             heads("query"),
             heads("key"),
             heads("value"),
-            nodes,
+            edge_nodes,
             num_frames=num_frames,
             sim_threshold=config.sim_threshold,
             weighted=config.variant == "full",
@@ -52,31 +52,37 @@ class GraphAttention(nn.Module):
 class GraphBlock(nn.Module):
     """Attention of global tokens across frames, of local tokens over the graph, then of all tokens within their frame.
 
-    [B, T, L, D] -> ([B, T, L, D], {"local_tokens", "graph_attention"}: input and output of graph attention, [B, N, D]).
+    [B, T, L, D] -> ([B, T, L, D], {"local_tokens", "edge_nodes", "graph_attention"}: the inputs of graph attention and
+    its output, [B, N, D]). `vision_tokens` [B, N, D] make the edges where they are given, else the local tokens do.
     """
 
     config: GraphConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: jax.Array, vision_tokens: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         num_frames = x.shape[1]
         x = shard(nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(x), "clip", "frame", "token", "feature")
 
         cross_frame = ResidualAttentionBlock(self.config.num_heads, self.dtype, name="cross_frame_attention")
         global_tokens = cross_frame(cross_frame(x[:, :, 0]))  # [B, T, D], twice with the same weights
 
-        local_tokens = rearrange(x[:, :, 1:], "b t p d -> b (t p) d")
-        attended = GraphAttention(self.config, self.dtype, name="graph_attention")(local_tokens, num_frames, train)
+        local_tokens = _local(x)
+        edge_nodes = local_tokens if vision_tokens is None else vision_tokens
+        graph = GraphAttention(self.config, self.dtype, name="graph_attention")
+        attended = graph(local_tokens, edge_nodes, num_frames, train)
 
-        y = rearrange(attended, "b (t p) d -> b t p d", t=num_frames)
+        y = local_tokens + attended if self.config.residual else attended
+        y = rearrange(y, "b (t p) d -> b t p d", t=num_frames)
         y = jnp.concatenate([global_tokens[:, :, None], y], axis=2)
         y = ResidualAttentionBlock(self.config.num_heads, self.dtype, name="within_frame_attention")(y)
-        return y, {"local_tokens": local_tokens, "graph_attention": attended}
+        return y, {"local_tokens": local_tokens, "edge_nodes": edge_nodes, "graph_attention": attended}
 
 
 class GraphTransformer(nn.Module):
-    """[B, T, L, D] -> ([B, M, D], {"local_tokens", "graph_attention"} of all blocks, [layers, B, N, D])."""
+    """[B, T, L, D] -> ([B, M, D], what `GraphBlock` returns beside its result, of all blocks, [layers, B, N, D])."""
 
     config: GraphConfig
     dtype: jnp.dtype
@@ -90,11 +96,12 @@ class GraphTransformer(nn.Module):
         time_embed = self.param("time_embed", init, (self.config.time_embed_rows, width))
         # A parameter, as converted weights bring their own table; never trained (docs/model.md section 2.1).
         pos_2d_embed = self.param("pos_2d_embed", lambda _: sincos_2d(math.isqrt(tokens - 1), width))
+        vision_tokens = _local(x) if self.config.edges_from == "vision" else None
         x = x + _resample_rows(time_embed, num_frames)[:, None].astype(self.dtype)
         x = x + jax.lax.stop_gradient(pos_2d_embed).astype(self.dtype)
 
-        blocks = stack(GraphBlock, self.config.num_layers, scan=self.scan, remat=self.remat)
-        x, intermediates = blocks(self.config, self.dtype, name="blocks")(x, train)
+        blocks = stack(GraphBlock, self.config.num_layers, scan=self.scan, remat=self.remat, in_axes=(nn.broadcast,))
+        x, intermediates = blocks(self.config, self.dtype, name="blocks")(x, vision_tokens, train)
 
         x = layer_norm(1e-5, self.dtype, "ln_post")(condense(x))
         x = nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")(x)
@@ -111,6 +118,11 @@ def condense(x: jax.Array) -> jax.Array:
     local_tokens = rearrange(x[:, :, 1:], "b t (row col) d -> b t row col d", row=math.isqrt(x.shape[2] - 1))
     x = jnp.concatenate([x[:, :, :1], local_tokens.max(axis=2), local_tokens.max(axis=3)], axis=2)
     return rearrange(x, "b t l d -> b (t l) d")
+
+
+def _local(x: jax.Array) -> jax.Array:
+    """The nodes of the graph: [B, T, L, D] -> [B, N, D]."""
+    return rearrange(x[:, :, 1:], "b t p d -> b (t p) d")
 
 
 def sincos_2d(grid: int, width: int) -> jax.Array:

@@ -79,8 +79,9 @@ class STGT(nn.Module):
           train: switches dropout on.
 
         Returns:
-          vit_tokens [B, T, L, D]; graph_tokens [B, M, D], which `match` takes; local_tokens and graph_attention
-          [layers, B, N, D], the input and output of each block's graph attention (absent for the graph variant "none");
+          vit_tokens [B, T, L, D]; graph_tokens [B, M, D], which `match` takes; local_tokens, edge_nodes and
+          graph_attention [layers, B, N, D]: of each block, the input of graph attention, what its edges are computed
+          from, and its output (absent for the graph variant "none");
           query_states [B, Q, H]; video_embed [B, Q, E], float32 of norm 1; query_cache, which `decode` takes.
         """
         vit_tokens = self.encode_frames(video)

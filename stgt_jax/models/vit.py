@@ -62,7 +62,8 @@ class VisionTransformer(nn.Module):
         x = PatchEmbed(config, self.dtype, name="patch_embed")(video)
         init = nn.initializers.truncated_normal(0.02)
         cls_token = self.param("cls_token", init, (1, 1, config.width))
-        pos_embed = self.param("pos_embed", init, (1, config.tokens_per_frame, config.width))
+        of_position = nn.initializers.truncated_normal(config.pos_embed_std)
+        pos_embed = self.param("pos_embed", of_position, (1, config.tokens_per_frame, config.width))
         cls_token = jnp.broadcast_to(cls_token.astype(self.dtype), (*x.shape[:2], 1, config.width))
         x = jnp.concatenate([cls_token, x], axis=2) + pos_embed.astype(self.dtype)
         x = shard(x, "clip", "frame", "token", "feature")  # [B, T, L, D]

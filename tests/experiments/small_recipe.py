@@ -6,4 +6,5 @@ SMALL = [
     "--embed_dim=8", "--num_frames=2", "--num_workers=0", "--num_steps=2",
     "--warmup_steps=1", "--batch_size=8", "--eval_every=0", "--scan_layers=false",
 ]  # fmt: skip
+SMALL_ARM = ["--patch_size=32", *SMALL[2:]]  # of the ablation, which has an image size of its own
 SMALL_STEP = [*SMALL, "--vocab_size=64", "--variant=none"]  # the graph, which others test, compiles for long

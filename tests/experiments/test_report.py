@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from made_up_results import ablation_result
 from models_for_tests import tiny
 
 from experiments.pictures import Pictures, collect_pictures, film_strip, patch_motion, strongest_edges
@@ -99,7 +100,7 @@ def full_inputs():
             GenerationConfig(),
         ),
         answering={"frames in order": {"all": {"questions": 3, "accuracy": 66.7}}},
-        ablation={"full": result.to_dict()},
+        ablation={"full": {0: ablation_result("full", 0), 1: ablation_result("full", 1)}},
         counts={"clips": 8, "note": "a & b"},
     )
 
@@ -117,7 +118,7 @@ def test_page_is_self_contained(full_page):
 
 def test_page_has_every_picture_and_section(full_page):
     queries, hits, clips, captioned = 6, 5, 2, 3
-    assert len(full_page.links) == queries * hits + captioned + 2 * clips + 2 + 1  # two similarities, curves
+    assert len(full_page.links) == queries * hits + captioned + 2 * clips + 2 + 2  # two similarities, two of curves
     text = "".join(full_page.text)
     for title in ("Retrieval", "Does it see time?", "Retrieved clips", "Captions", "Questions",
                   "The graph between frames", "Adjacency", "Video-text similarity", "Training", "Ablation",
@@ -143,10 +144,11 @@ def test_parts_without_input_are_left_out(tmp_path):
 
 
 def test_missing_figures_of_an_ablation_are_dashes(tmp_path):
-    arm = make_result(groups=("",) * 8).to_dict()  # no caption has a twin: NaN
-    arm["similarity"]["t2v_r5"] = None  # as NaN comes back from JSON
-    page = parse(write_report(tmp_path / "report.html", ReportInputs(make_result(), ablation={"full": arm})))
-    assert page.text.count("–") == 2
+    one = ablation_result("full", 0)
+    before = parse(write_report(tmp_path / "report.html", ReportInputs(make_result(), ablation={"full": {0: one}})))
+    one["similarity"]["t2v_r5"] = None  # as NaN comes back from JSON
+    after = parse(write_report(tmp_path / "report.html", ReportInputs(make_result(), ablation={"full": {0: one}})))
+    assert after.text.count("-") == before.text.count("-") + 1
 
 
 def test_gallery_of_another_size_is_an_error(tmp_path):

@@ -187,7 +187,7 @@ def test_missing_extra_is_named(error_of, monkeypatch, shards):
         ["data", "build", "gs://bucket/captions.csv", "--out", "x"],
         ["demo", "--workdir", RUN],
         ["report", "--workdir", RUN],
-        ["ablate", "--workdir", RUN, "--shards", SHARDS],
+        ["ablate", "--workdir", RUN],
     ],
 )
 def test_command_that_needs_a_local_folder_says_so_and_makes_none(error_of, monkeypatch, tmp_path, argv):

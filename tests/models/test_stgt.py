@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from models_for_tests import tiny
 
 from stgt_jax.config import LossConfig, ModelConfig
-from stgt_jax.models.graph_transformer import condense, sincos_2d
+from stgt_jax.models.graph_transformer import GraphBlock, condense, sincos_2d
+from stgt_jax.models.layers import ResidualAttentionBlock
 from stgt_jax.models.stgt import STGT, normalize_frames, param_shapes
 from stgt_jax.train.objective import stgt_losses
 
@@ -169,6 +171,26 @@ def test_graph_variants_without_weights_and_without_graph() -> None:
     assert np.abs(outs["full"]["graph_tokens"] - outs["unweighted"]["graph_tokens"]).max() > 1e-4
     chex.assert_trees_all_close(outs["none"]["graph_tokens"], outs["none"]["vit_tokens"].mean(axis=1), atol=1e-5)
     assert "local_tokens" not in outs["none"]
+
+
+def test_residual_adds_the_nodes_to_what_graph_attention_makes_of_them() -> None:
+    config = tiny().graph
+    x = jax.random.normal(jax.random.key(0), (1, 4, 5, 32))
+    params = GraphBlock(config, jnp.float32).init(jax.random.key(1), x, None, False)["params"]
+    outs = {}
+    for residual in (False, True):
+        block = GraphBlock(dataclasses.replace(config, residual=residual), jnp.float32)
+        outs[residual], parts = block.apply({"params": params}, x, None, False)
+    nodes, attended = (parts[name].reshape(1, 4, 4, 32) for name in ("local_tokens", "graph_attention"))
+    within = ResidualAttentionBlock(config.num_heads, jnp.float32)
+    across = {"params": params["cross_frame_attention"]}
+    moved = nn.Dense(32).apply({"params": params["proj"]}, x)[:, :, 0]
+    for _ in range(2):
+        moved = within.apply(across, moved)
+    for residual, local in ((False, attended), (True, nodes + attended)):
+        tokens = jnp.concatenate([moved[:, :, None], local], axis=2)
+        expected = within.apply({"params": params["within_frame_attention"]}, tokens)
+        chex.assert_trees_all_close(outs[residual], expected, atol=1e-5)
 
 
 def test_only_time_order_tells_the_graph_apart_from_a_mean_over_frames() -> None:

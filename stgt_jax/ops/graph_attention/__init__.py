@@ -7,7 +7,7 @@ docs/model.md section 2.3).
        -> over_mesh -> graph -> banded | pallas_tpu | pallas_gpu  memory linear in T; `implementation` is their protocol
 """
 
-from stgt_jax.ops.graph_attention.graph import adjacency
+from stgt_jax.ops.graph_attention.graph import NO_EDGE, adjacency, banded_adjacency
 from stgt_jax.ops.graph_attention.op import graph_attention
 
-__all__ = ["adjacency", "graph_attention"]
+__all__ = ["NO_EDGE", "adjacency", "banded_adjacency", "graph_attention"]

@@ -115,7 +115,7 @@ def test_more_frames_than_the_shards_keep_are_refused(error_of, shards, tmp_path
         ["data", "build", "captions.csv", "--out"],
         [*PRETRAIN[:2], "--workdir"],
         ["demo", "--workdir"],
-        ["ablate", "--shards", "x", "--workdir"],
+        ["ablate", "--workdir"],
         ["report", "--workdir"],
     ],
 )
