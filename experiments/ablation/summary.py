@@ -45,19 +45,21 @@ def read_ablation(folder: str | Path) -> Results:
     """Reads the files of a folder of results.
 
     Raises:
-      STGTError: a file is none of an ablation, or arms were trained with other settings from seed to seed.
+      STGTError: a file is none of an ablation, or of one with other arms or settings.
     """
     results: dict[str, dict[int, Mapping[str, Any]]] = {}
+    settings: dict[str, Path] = {}
     for path in sorted(Path(folder).glob("*.json")):
         content = read_json(path)
         if content.get("arm") not in ARMS or "seed" not in content:
             raise STGTError(f"'{path}' holds no result of an ablation; keep other files elsewhere")
         results.setdefault(content["arm"], {})[content["seed"]] = content
-    for arm, seeds in results.items():
-        if len({content["settings"] for content in seeds.values()}) > 1:
-            raise STGTError(
-                f"'{folder}' holds results of '{arm}' with different settings; delete those of earlier settings"
-            )
+        settings.setdefault(content["settings"], path)
+        if content["fields"] != ARMS[content["arm"]].fields:
+            raise STGTError(f"'{path}' was trained with {content['fields']}, which is no longer this arm; delete it")
+    if len(settings) > 1:
+        one, other, *_ = settings.values()
+        raise STGTError(f"'{one}' and '{other}' are of trainings with other settings; delete those of earlier ones")
     return {arm: dict(sorted(results[arm].items())) for arm in ARMS if arm in results}
 
 
@@ -114,7 +116,8 @@ def _retrieval_row(arm: str, results: Results) -> dict[str, str]:
         row[column] = "-"
         if other in results:
             gain, error, p_value = paired_difference(results, arm, other, _RETRIEVAL[name])
-            row[column] = "-" if math.isnan(gain) else f"{gain:+.1f} ± {error:.1f} (p {p_value:.2g})"
+            certainty = "" if math.isnan(error) else f" ± {error:.1f} (p {p_value:.2g})"
+            row[column] = "-" if math.isnan(gain) else f"{gain:+.1f}{certainty}"
     return row | {"over": ARMS[other].title if other in results else "-"}
 
 

@@ -12,7 +12,7 @@ from experiments.ablation.arms import ARMS, FIRST_STAGE, RECIPES
 from experiments.ablation.measure import measure
 from experiments.pretrain import pretrain_step, stage_recipe
 from experiments.recipe_fields import list_fields
-from experiments.recipes import Recipe
+from experiments.recipes import Recipe, get_recipe
 from experiments.report import read_curve
 from experiments.steps import Steps, write_json
 from stgt_jax.train.run_lock import locked
@@ -52,11 +52,11 @@ class Ablation:
         """The file of one training's figures."""
         return self.results / f"{arm}_{seed}.json"
 
-    def settings(self, arm: str) -> str:
-        """A hash of all that the figures of an arm depend on, but the seed and the places of files."""
-        fields = list_fields(self.recipe(arm, 0))
-        kept = {name: value for name, value in fields.items() if name not in ("data.shards", "weights.initial")}
-        stated = json.dumps([kept, dict(self.sizes), NUM_KEPT_FRAMES], sort_keys=True, default=list)
+    @property
+    def settings(self) -> str:
+        """A hash of all that figures depend on but the arm and the seed."""
+        recipes = [list_fields(get_recipe(name, self.fields)) for name in RECIPES.values()]
+        stated = json.dumps([recipes, dict(self.sizes), NUM_KEPT_FRAMES, IMAGE_SIZE], sort_keys=True)
         return hashlib.sha256(stated.encode()).hexdigest()[:16]
 
 
@@ -68,7 +68,7 @@ def train_and_measure(ablation: Ablation, arm: str, seed: int) -> None:
     """
     folder, recipe = ablation.folder(arm, seed), ablation.recipe(arm, seed)
     with locked(folder):
-        steps = Steps(folder, {"settings": ablation.settings(arm)})
+        steps = Steps(folder, {"settings": ablation.settings, **ARMS[arm].fields})
         pretrain_step(steps, "training", recipe, folder / "run")
         crowds = sample_crowds(0, **ablation.sizes)["test"]
         figures = steps.run(
@@ -86,7 +86,8 @@ def train_and_measure(ablation: Ablation, arm: str, seed: int) -> None:
     content = {
         "arm": arm,
         "seed": seed,
-        "settings": ablation.settings(arm),
+        "settings": ablation.settings,
+        "fields": dict(ARMS[arm].fields),
         "num_steps": recipe.train.num_steps,
         "minutes": round(steps.seconds["training"] / 60, 1),
         **figures,

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.ablation.arms import ARMS
+
 GRAPH = (
     "edges_between", "edges_within", "weight_between", "attention_between", "entropy", "own_object",
     "own_object_by_edges", "own_object_by_chance",
@@ -17,6 +19,7 @@ def ablation_result(arm: str, seed: int, *, r1: float | None = None, settings: s
         "arm": arm,
         "seed": seed,
         "settings": settings,
+        "fields": dict(ARMS[arm].fields),
         "similarity": {"t2v_r1": rng.uniform(0, 100) if r1 is None else r1, "t2v_r5": rng.uniform(0, 100)},
         "time_order": {"twin_accuracy": rng.uniform(50, 100)},
         "frames_shuffled": {"time_order": {"twin_accuracy": 50.0}},

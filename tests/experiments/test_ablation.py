@@ -65,15 +65,20 @@ def test_gain_is_paired_by_seed_over_the_seeds_of_both(tmp_path: Path) -> None:
 def test_one_seed_has_no_error_and_arms_without_a_graph_no_row_of_it(tmp_path: Path) -> None:
     table = format_ablation(read_ablation(write_results(tmp_path, ablation_result("none", 0, r1=12.5))))
     assert "12.5" in table and "±" not in table and "the graph" not in table
+    table = format_ablation(read_ablation(write_results(tmp_path, ablation_result("unweighted", 0, r1=14.0))))
+    assert "+1.5" in table and "nan" not in table and "the graph" in table
 
 
 def test_results_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
-    folder = write_results(tmp_path, ablation_result("full", 0), ablation_result("full", 1, settings="b"))
-    with pytest.raises(STGTError, match="results of 'full' with different settings"):
+    folder = write_results(tmp_path / "a", ablation_result("full", 0), ablation_result("none", 0, settings="b"))
+    with pytest.raises(STGTError, match=r"full_0\.json' and .*none_0\.json' are of trainings with other settings"):
         read_ablation(folder)
-    write_json(folder / "other.json", {"task": "retrieval"})
+    folder = write_results(tmp_path / "b", ablation_result("full", 0) | {"fields": {"model.num_frames": 3}})
+    with pytest.raises(STGTError, match=r"full_0\.json' was trained with {'model.num_frames': 3}"):
+        read_ablation(folder)
+    write_json(tmp_path / "c" / "other.json", {"task": "retrieval"})
     with pytest.raises(STGTError, match=r"other\.json' holds no result of an ablation"):
-        read_ablation(folder)
+        read_ablation(tmp_path / "c")
 
 
 def test_unknown_arm_is_named_before_anything_is_made(error_of, tmp_path: Path) -> None:
