@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.build import build_shards
 from data_pipeline.moving_shapes import make_moving_shapes
 from data_pipeline.storage import local_path
 from experiments.demo_report import REPORT_NAME, STAGES, measure_and_draw
+from experiments.made_shards import build_splits
 from experiments.pretrain import pretrain_step, stage_recipe
 from experiments.recipe_fields import list_fields
 from experiments.recipes import Recipe
@@ -50,7 +50,9 @@ def run_demo(workdir: str | Path, *, num_train: int, num_test: int, fields: Mapp
         figures: dict[str, Any] = {}
         make_clips = functools.partial(make_moving_shapes, clips, num_train=num_train, num_test=num_test)
         figures["clips"] = steps.run("clips", f"making {num_train} + {num_test} clips", make_clips, output=clips)
-        figures["shards"] = steps.run("shards", "building shards", lambda: _build(clips, shards), output=shards)
+        sizes = {"num_kept_frames": NUM_KEPT_FRAMES, "resize": RESIZE, "max_text_length": MAX_TEXT_LENGTH}
+        build = functools.partial(build_splits, clips, shards, ("train", "test"), **sizes)
+        figures["shards"] = steps.run("shards", "building shards", build, output=shards)
         for stage in STAGES:
             figures[stage] = pretrain_step(steps, stage, stages[stage], workdir / stage)
         title, report = "measuring retrieval and drawing the report", workdir / REPORT_NAME
@@ -68,22 +70,6 @@ def _stages(workdir: Path, fields: Mapping[str, Any]) -> dict[str, Recipe]:
     return {
         "stage1": stage_recipe("moving_shapes_stage1", fields, fixed),
         "stage2": stage_recipe("moving_shapes_stage2", fields, second),
-    }
-
-
-def _build(clips: Path, shards: Path) -> dict[str, Any]:
-    return {
-        split: build_shards(
-            clips / split / "captions.csv",
-            shards,
-            split=split,
-            num_kept_frames=NUM_KEPT_FRAMES,
-            resize=RESIZE,
-            max_text_length=MAX_TEXT_LENGTH,
-            encoding="raw",  # these clips are small
-            overwrite=True,
-        ).to_dict()
-        for split in ("train", "test")
     }
 
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.build import build_shards
 from data_pipeline.crowded_shapes import make_crowded_shapes
 from data_pipeline.storage import local_path
 from experiments.ablation.arms import ARMS, first_stages
 from experiments.ablation.side_by_side import Task, run_side_by_side
 from experiments.ablation.summary import format_ablation, read_ablation
 from experiments.ablation.training import IMAGE_SIZE, NUM_KEPT_FRAMES, Ablation, train_and_measure
+from experiments.made_shards import build_splits
 from experiments.steps import Steps
 from stgt_jax.checks import did_you_mean
 from stgt_jax.errors import STGTError
@@ -88,20 +88,6 @@ def make_data(ablation: Ablation) -> None:
     steps = Steps(ablation.workdir, dict(ablation.sizes))
     make = functools.partial(make_crowded_shapes, clips, image_size=IMAGE_SIZE, **ablation.sizes)
     steps.run("clips", "making clips", make, output=clips)
-    steps.run("shards", "building shards", lambda: _build(clips, ablation.shards), output=ablation.shards)
-
-
-def _build(clips: Path, shards: Path) -> dict[str, Any]:
-    return {
-        split: build_shards(
-            clips / split / "captions.csv",
-            shards,
-            split=split,
-            num_kept_frames=NUM_KEPT_FRAMES,
-            resize=IMAGE_SIZE,
-            max_text_length=MAX_TEXT_LENGTH,
-            encoding="raw",  # these clips are small
-            overwrite=True,
-        ).to_dict()
-        for split in ("train", "val", "test")
-    }
+    sizes = {"num_kept_frames": NUM_KEPT_FRAMES, "resize": IMAGE_SIZE, "max_text_length": MAX_TEXT_LENGTH}
+    build = functools.partial(build_splits, clips, ablation.shards, ("train", "val", "test"), **sizes)
+    steps.run("shards", "building shards", build, output=ablation.shards)

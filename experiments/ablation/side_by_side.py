@@ -13,6 +13,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from data_pipeline.processes import end_with_parent
 from stgt_jax.errors import Preempted, STGTError
 from stgt_jax.signal_handlers import handling
@@ -87,6 +89,7 @@ def _stop(processes: Sequence[SpawnProcess]) -> None:
 def _run(task: Task, core: int) -> None:
     """The work of a process. JAX takes as many threads as the process has cores, so they are set first."""
     end_with_parent()
+    jax.config.update("jax_platforms", "cpu")  # several processes cannot share an accelerator
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     with task.log.open("a", encoding="utf-8") as log:
