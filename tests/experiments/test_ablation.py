@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from made_up_results import ablation_result
 from scipy import stats
-from small_recipe import SMALL_ARM
 
 from data_pipeline.config import DataConfig
 from data_pipeline.crowded_shapes import sample_crowds
@@ -23,8 +22,6 @@ from experiments.ablation import ablate, measure
 from experiments.ablation.arms import ARMS, first_stages
 from experiments.ablation.side_by_side import Task, run_side_by_side
 from experiments.ablation.summary import format_ablation, paired_difference, read_ablation
-from experiments.commands.ablate import ablate as ablate_command
-from experiments.commands.arguments import CommandParser
 from experiments.steps import write_json
 from stgt_jax.config import ModelConfig, VisionConfig
 from stgt_jax.errors import STGTError
@@ -135,23 +132,6 @@ def test_targets_are_split_between_the_own_pair_the_same_caption_and_others() ->
     np.testing.assert_allclose(figures["similarity_same"], 1.0, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_second_stage_starts_from_the_first_and_finished_trainings_are_not_repeated(data: ablate.Ablation) -> None:
-    words = ["--workdir", str(data.workdir), "--arms=csal", "--seeds=1", "--side-by-side=1", *SMALL_ARM]
-    words += [f"--{name.replace('_', '-')}={count}" for name, count in SIZES.items()]
-    arguments, _ = CommandParser(ablate_command, "stgt ablate").read(words)
-    found = ablate_command(**arguments)
-    assert {arm: list(seeds) for arm, seeds in found.items()} == {"full": ["1"], "csal": ["1"]}
-    origin = json.loads((data.workdir / "csal_1" / "run" / "config.json").read_text())["weights_origin"]
-    assert origin == {"initial": str(data.workdir / "full_1" / "run" / "checkpoints" / "2")}
-    for figures in (found["full"]["1"], found["csal"]["1"]):
-        assert 0 <= figures["graph"]["edges_between"] <= 1 and 0 <= figures["similarity"]["t2v_r1"] <= 100
-        assert figures["curve"]["step"] == [2] and len(figures["curve"]["twin_accuracy"]) == 1
-    before = {path: path.stat().st_mtime_ns for path in data.results.iterdir()}
-    assert ablate_command(**arguments) == found
-    assert {path: path.stat().st_mtime_ns for path in data.results.iterdir()} == before
-
-
 def write_core(path: Path) -> None:
     print("working")
     time.sleep(1.0)
@@ -164,21 +144,15 @@ def fail() -> None:
 
 
 @pytest.mark.slow
-def test_tasks_run_side_by_side_each_on_a_core_of_its_own(tmp_path: Path) -> None:
-    tasks = [
-        Task(str(i), functools.partial(write_core, tmp_path / f"{i}.json"), tmp_path / f"{i}.log") for i in range(3)
-    ]
-    cores = sorted(os.sched_getaffinity(0))
-    run_side_by_side(tasks, 0)
-    ran = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(3)]
-    assert all(len(own) == 1 for own in ran) and {own[0] for own in ran[: len(cores)]} == set(cores[:3])
-    assert (tmp_path / "2.log").read_text() == "working\n"
-
-
-@pytest.mark.slow
-def test_task_that_fails_is_named_with_the_file_that_says_why(tmp_path: Path) -> None:
+def test_tasks_run_each_on_a_core_of_its_own_and_one_that_fails_is_named(tmp_path: Path) -> None:
+    tasks = [Task(str(i), functools.partial(write_core, tmp_path / f"{i}.json"), tmp_path / f"{i}.log") for i in (0, 1)]
+    tasks.append(Task("bad", fail, tmp_path / "logs" / "bad.log"))
     with pytest.raises(STGTError, match=r"bad: failed; the reason is at the end of .*bad\.log"):
-        run_side_by_side([Task("bad", fail, tmp_path / "logs" / "bad.log")], 1)
+        run_side_by_side(tasks, 2)
+    ran = [json.loads((tmp_path / f"{i}.json").read_text()) for i in (0, 1)]
+    cores = sorted(os.sched_getaffinity(0))
+    assert all(len(own) == 1 for own in ran) and {own[0] for own in ran} == set(cores[:2])
+    assert (tmp_path / "0.log").read_text() == "working\n"
     assert (tmp_path / "logs" / "bad.log").read_text() == "before\nstgt: error: the disk is full\n"
 
 

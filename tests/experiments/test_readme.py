@@ -25,7 +25,15 @@ STGT = Path(sys.executable).with_name("stgt")
 SMALLER = {
     "data build": ["--max-text-length=24"],
     **dict.fromkeys(("demo", "pretrain"), SMALL),
-    "ablate": [*SMALL_ARM, "--arms=unweighted", "--seeds=3", "--num-train=16", "--num-val=2", "--num-test=4"],
+    "ablate": [
+        *SMALL_ARM,
+        "--eval_every=2",
+        "--arms=csal",
+        "--seeds=3",
+        "--num-train=16",
+        "--num-val=2",
+        "--num-test=4",
+    ],
     "bench step": SMALL_STEP,
     "bench graph-attention": ["--width=16", "--num-heads=2", "--patches=4", "--repeats=1"],
 }
@@ -135,11 +143,25 @@ def test_second_stage_says_where_its_weights_come_from(ran):
     assert origin == {"initial": str(ran / "runs/demo/stage1/checkpoints/2")}
 
 
-def test_ablation_trains_its_arm_and_is_in_the_report(ran):
-    figures = json.loads((ran / "runs/demo/ablation/results/unweighted_3.json").read_text())
-    page = (ran / "runs/demo/report.html").read_text()
-    assert (figures["arm"], figures["seed"], figures["num_steps"]) == ("unweighted", 3, 2)
-    assert 0 <= figures["similarity"]["t2v_r1"] <= 100 and "graph without its weights" in page
+def test_ablation_trains_both_stages_and_is_in_the_report(ran):
+    folder = ran / "runs/demo/ablation"
+    assert sorted(path.name for path in (folder / "results").iterdir()) == ["csal_3.json", "full_3.json"]
+    for arm in ("full", "csal"):
+        figures = json.loads((folder / "results" / f"{arm}_3.json").read_text())
+        assert (figures["arm"], figures["seed"], figures["num_steps"]) == (arm, 3, 2)
+        assert 0 <= figures["similarity"]["t2v_r1"] <= 100 and 0 <= figures["graph"]["edges_between"] <= 1
+        assert figures["curve"]["step"] == [2] and len(figures["curve"]["twin_accuracy"]) == 1
+    origin = json.loads((folder / "csal_3/run/config.json").read_text())["weights_origin"]
+    assert origin == {"initial": str(folder / "full_3/run/checkpoints/2")}
+    assert "full, then CSAL" in (ran / "runs/demo/report.html").read_text()
+
+
+def test_finished_arms_are_not_trained_again(ran, run_stgt):
+    results = ran / "runs/demo/ablation/results"
+    before = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+    done = run_stgt("ablate", "--workdir", "runs/demo/ablation", *SMALLER["ablate"], folder=ran)
+    assert done.returncode == 0 and "full, then CSAL" in done.stdout, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == before
 
 
 def test_own_videos_are_trained_on_and_scored(ran):
