@@ -32,7 +32,7 @@ def with_val(shards, tmp_path_factory):
 
 def test_passes_validation_and_the_best_checkpoint(run_stgt, trained_run, with_val, tmp_path):
     words = ["finetune", "msrvtt", "--workdir", tmp_path / "run", "--data.shards", with_val, "--weights.initial",
-             trained_run, *OPTIONS]  # fmt: skip
+             trained_run, *OPTIONS, "--sim_threshold=1"]  # fmt: skip
     done = run_stgt(*words, "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -42,6 +42,8 @@ def test_passes_validation_and_the_best_checkpoint(run_stgt, trained_run, with_v
     for line in validated.values():
         recalls = [line[f"validation/reranked_t2v_r{k}"] for k in (1, 5, 10)]
         assert line["validation/reranked_t2v_mean_recall"] == pytest.approx(sum(recalls) / 3)
+        assert line["validation/edges_between"] == 0  # no two patches of different frames are equal
+    assert "warning: 0 % of the pairs of patches in neighbouring frames have an edge" in done.stderr
     scores = {step: line["validation/reranked_t2v_mean_recall"] for step, line in validated.items()}
     best = best_checkpoint(tmp_path / "run")
     assert scores[int(best.name)] == max(scores.values()) and figures["best_checkpoint"] == str(best)
