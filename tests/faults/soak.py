@@ -14,6 +14,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 from lab import Lab, last_step, make_data, marked_processes, metrics
@@ -57,7 +58,7 @@ def sample(pid: int) -> Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """The median of a figure early after the warm-up, and at the end."""
+    """A figure early after the warm-up, and at the end."""
 
     before: float
     after: float
@@ -68,11 +69,11 @@ class Change:
         return self.after / self.before - 1.0
 
 
-def change(figures: list[float]) -> Change:
-    """The first and the last quarter of what was seen after the warm-up."""
+def change(figures: list[float], summary: Callable[[list[float]], float]) -> Change:
+    """The summary of the first and of the last quarter of what was seen after the warm-up."""
     warm = figures[int(len(figures) * WARM_UP) :]
     quarter = max(1, len(warm) // 4)
-    return Change(statistics.median(warm[:quarter]), statistics.median(warm[-quarter:]))
+    return Change(summary(warm[:quarter]), summary(warm[-quarter:]))
 
 
 def watch(lab: Lab, minutes: float) -> tuple[dict[str, list[Sample]], dict[str, int], list[str]]:
@@ -126,9 +127,9 @@ def main() -> int:
             lab.close()
     print("| process | memory, MB | growth | file descriptors | threads |\n|---|---|---|---|---|")
     for name, samples in seen.items():
-        memory, files, threads = (
-            change([getattr(one, field.name) for one in samples]) for field in dataclasses.fields(Sample)
-        )
+        memory = change([one.megabytes for one in samples], statistics.median)
+        # The fewest: each checkpoint has some for a moment.
+        files, threads = (change([getattr(one, name) for one in samples], min) for name in ("files", "threads"))
         counts = " | ".join(f"{count.before:.0f} to {count.after:.0f}" for count in (files, threads))
         print(f"| {name} | {memory.before:.0f} to {memory.after:.0f} | {memory.growth:.1%} | {counts} |")
         if memory.growth > MAX_GROWTH:
