@@ -80,7 +80,7 @@ class _Case:
         if settings.block:
             shape = (settings.batch, self.frames, 1 + settings.patches, settings.width)
             tokens = (NODE_MEAN + jax.random.normal(keys[0], shape)).astype(dtype)
-            return (self._block().init(keys[1], tokens, False), tokens), ()
+            return (self._block().init(keys[1], tokens, None, False), tokens), ()
         num_nodes = self.frames * settings.patches
         nodes = NODE_MEAN + jax.random.normal(keys[0], (settings.batch, num_nodes, settings.width))
         shape = (settings.batch, num_nodes, settings.num_heads, settings.width // settings.num_heads)
@@ -90,7 +90,7 @@ class _Case:
         """Returns [B, N, heads, d], or for the block [B, T, 1 + P, D]."""
         if self.settings.block:
             params, tokens = differentiable
-            return self._block().apply(params, tokens, False)[0]  # type: ignore[return-value]
+            return self._block().apply(params, tokens, None, False)[0]  # type: ignore[return-value]
         query, key, value = differentiable
         return graph_attention(query, key, value, constant, num_frames=self.frames, sim_threshold=SIM_THRESHOLD,
                                implementation=self.implementation)  # fmt: skip
