@@ -175,6 +175,16 @@ def _read_settings(manifest: dict[str, Any]) -> ShardSettings | None:
     return ShardSettings.from_dict(manifest["settings"]) if manifest.get("schema", 1) == SCHEMA else None
 
 
+def _check_form(manifest: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError where a manifest lacks what is read of it, or has it in another form."""
+    needed = [(manifest, {"num_videos": int, "num_captions": int, "records_sha256": str, "files": dict})]
+    needed += [(described, {"bytes": int, "sha256": str}) for described in manifest["files"].values()]
+    for values, kinds in needed:
+        for name, kind in kinds.items():
+            if not isinstance(values[name], kind):
+                raise ValueError(f"{name} is {values[name]!r}")
+
+
 def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
     """Returns the split's manifest after checking its files and that it belongs to the shard set's vocabulary."""
     if in_bucket(shards) and not os.fspath(shards).startswith("gs://"):
@@ -194,6 +204,8 @@ def _check_split(shards: epath.Path, split: str) -> dict[str, Any]:
         if schema == SCHEMA and manifest["sha256"] != hash_manifest(manifest):
             raise ValueError("it was changed")
         settings, files = _read_settings(manifest), manifest["files"]
+        if settings is not None:
+            _check_form(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"shard set file '{folder / MANIFEST_NAME}' cannot be read: {rebuild}") from error
     if settings is None:
