@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from scipy import stats
 
 from stgt_jax.encoder import Encoder
 from stgt_jax.errors import STGTError
@@ -215,7 +216,7 @@ def draw_seed_curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndar
                 line = "-" if number < len(COLORS) else "--"
                 axes.plot(steps, mean, line, color=color, linewidth=1.4, marker=".", label=name)
                 if len(values) > 1:
-                    error = values.std(axis=0, ddof=1) / len(values) ** 0.5
+                    error = stats.sem(values)
                     axes.fill_between(steps, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
             axes.set(title=title, xlabel="step of the stage")
             axes.grid(axis="y")

@@ -46,7 +46,7 @@ class ReportInputs:
     captions: CaptioningResult | None = None  # of clips of the gallery
     answering: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)  # `accuracy_by_type`
     curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)  # stage -> `read_curve`
-    ablation: Results = field(default_factory=dict)
+    ablation: Results = field(default_factory=dict)  # of `stgt ablate`
     counts: Mapping[str, Any] = field(default_factory=dict)  # label -> number or text, about the data and the run
     title: str = "STGT: video-language alignment with a spatio-temporal graph"
 

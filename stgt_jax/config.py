@@ -208,7 +208,7 @@ class LossConfig:
     vtc_label_smoothing: float = 0.1
     csal_label_smoothing: float = 0.01
     csal_stop_gradient: bool = False  # keep the gradient out of the CSAL targets
-    csal_sharpness: float = 5.0  # of the CSAL targets, which are a softmax; the paper's is 5
+    csal_sharpness: float = 5.0  # factor in the softmax of the CSAL targets; 5 in the paper
     vtg_label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:

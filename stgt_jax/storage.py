@@ -82,7 +82,7 @@ def in_time(work: Callable[[], Result], what: str, limit: float | None = None) -
     return results[0]
 
 
-def is_of_storage(error: Exception) -> bool:
+def is_storage_away(error: Exception) -> bool:
     """Whether a read failed for storage that is away or refuses, so that nothing is known of what it holds."""
     if isinstance(error, ConnectionError | TimeoutError | PermissionError):
         return True

@@ -6,7 +6,7 @@ import pytest
 
 from stgt_jax import storage
 from stgt_jax.errors import StorageError
-from stgt_jax.storage import cause_of, in_time, is_of_storage
+from stgt_jax.storage import cause_of, in_time, is_storage_away
 
 
 def test_errors_of_the_wait_pass() -> None:
@@ -54,4 +54,4 @@ def test_cause_is_one_line(error: Exception, cause: str) -> None:
     ],
 )
 def test_storage_that_is_away_is_told_from_damage(error: Exception, is_away: bool) -> None:
-    assert is_of_storage(error) == is_away
+    assert is_storage_away(error) == is_away

@@ -12,7 +12,8 @@ from data_pipeline.moving_shapes.scenes import COLOURS, SHAPES, Actor
 FATES = ("moves left", "moves right", "moves up", "moves down", "stays", "disappears")
 PLACES = (("left", "right"), ("upper", "lower"))  # by which the caption tells the two like shapes apart
 WITNESS_FATES = ("stays", "passes by")
-Told = Literal["all", "fates", "shapes"]  # by a caption: all; not which of the two did what; or only that there are two
+# What a caption tells: everything; what the two shapes do, but not which does what; or only which shapes they are.
+Told = Literal["all", "fates", "shapes"]
 SHARED: dict[Told, float] = {"fates": 0.1, "shapes": 0.25}  # of the training clips
 _Event = tuple[int, ...]  # colour, shape, place, first fate, second fate, colour, shape and fate of the witness
 

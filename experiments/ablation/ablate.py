@@ -69,7 +69,7 @@ def run_ablation(
         run_side_by_side(tasks, num_processes)
     found = read_ablation(ablation.results)
     print(format_ablation(found))
-    return {arm: {str(seed): dict(content) for seed, content in of_arm.items()} for arm, of_arm in found.items()}
+    return dict(found)
 
 
 def _train_in_turn(ablation: Ablation, arms: Sequence[str], seed: int) -> None:

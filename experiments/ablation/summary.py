@@ -105,7 +105,7 @@ def paired_difference(results: Results, arm: str, other: str, path: Sequence[str
     if len(shared) < 2:
         return float(differences.mean()) if len(shared) else math.nan, math.nan, math.nan
     p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return float(differences.mean()), _standard_error(differences), p_value
+    return float(differences.mean()), float(stats.sem(differences)), p_value
 
 
 def _retrieval_row(arm: str, results: Results) -> dict[str, str]:
@@ -141,11 +141,7 @@ def _mean(values: np.ndarray, spec: str) -> str:
     if np.isnan(values).all():
         return "-"
     mean = f"{np.nanmean(values):{spec}}"
-    return mean if len(values) < 2 else f"{mean} ± {_standard_error(values):{spec}}"
-
-
-def _standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values)))
+    return mean if len(values) < 2 else f"{mean} ± {stats.sem(values):{spec}}"
 
 
 def _figure(content: Mapping[str, Any], path: Sequence[str]) -> float:

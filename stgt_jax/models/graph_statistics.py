@@ -24,8 +24,7 @@ def edge_shares(model: STGT, params: Any, video: jax.Array) -> jax.Array:
     """The share of the pairs of nodes in neighbouring frames that have an edge, for each clip [B, T, ...]: [B]."""
 
     def of_clip(edge_nodes: jax.Array) -> jax.Array:
-        weights = _weights(model.config.graph, edge_nodes, video.shape[1])
-        return (_between(weights) != 0).sum() / _num_pairs_between(weights)
+        return _share_of_edges_between(_weights(model.config.graph, edge_nodes, video.shape[1]))
 
     return jax.lax.map(of_clip, _nodes(model, params, video)[1])
 
@@ -99,9 +98,9 @@ def _between(blocks: jax.Array) -> jax.Array:
     return jnp.delete(blocks, _OWN_FRAME, axis=-3)
 
 
-def _num_pairs_between(weights: jax.Array) -> int:
+def _share_of_edges_between(weights: jax.Array) -> jax.Array:
     num_frames, num_nodes = weights.shape[0], weights.shape[-1]
-    return max(1, 2 * (num_frames - 1) * num_nodes**2)
+    return (_between(weights) != 0).sum() / max(1, 2 * (num_frames - 1) * num_nodes**2)
 
 
 def _edges(weights: jax.Array) -> dict[str, jax.Array]:
@@ -109,7 +108,7 @@ def _edges(weights: jax.Array) -> dict[str, jax.Array]:
     between, own = _between(weights), weights[:, _OWN_FRAME]
     num_within = ((own != 0) & ~jnp.eye(num_nodes, dtype=bool)).sum()
     return {
-        "edges_between": (between != 0).sum() / _num_pairs_between(weights),
+        "edges_between": _share_of_edges_between(weights),
         "edges_within": num_within / max(1, num_frames * num_nodes * (num_nodes - 1)),
         "weight_between": between.sum() / (between != 0).sum(),
     }

@@ -1,7 +1,6 @@
 """Reading what Orbax wrote for one checkpoint: nested dicts of arrays, and JSON. Damage is noticed and named."""
 
 import copy
-import functools
 import gc
 import json
 import logging
@@ -20,9 +19,11 @@ from flax.traverse_util import flatten_dict
 from stgt_jax.errors import STGTError, StorageError
 from stgt_jax.exported import WEIGHTS_NAME
 from stgt_jax.run_folder import CONFIG_NAME
-from stgt_jax.storage import ARRAYS_LIMIT, cause_of, in_time, is_of_storage
+from stgt_jax.storage import ARRAYS_LIMIT, cause_of, in_time, is_storage_away
 
 _NUM_ANSWERS = 16  # descriptions of stores that are remembered; a checkpoint has a few
+_answers: dict[Any, Any] = {}
+_to_json = ts.KvStore.Spec.to_json
 
 
 class DamagedCheckpoint(STGTError):  # noqa: N818  (what was found, not what went wrong here)
@@ -143,7 +144,7 @@ def _read(folder: epath.Path, read: Callable[[], Any], limit: float | None = Non
     except StorageError:
         raise
     except Exception as error:
-        if is_of_storage(error):
+        if is_storage_away(error):
             raise StorageError(f"{folder}: cannot be reached ({cause_of(error)}); start again when it can") from error
         damaged = _damaged(folder, error)
     _end_abandoned_reads()
@@ -169,31 +170,22 @@ def quiet_storage_library() -> None:
 
 
 def spare_memory_of_storage_library() -> None:
-    """Lets TensorStore describe each store once: what `to_json` returns is never freed (0.1.86).
+    """Lets TensorStore describe each store once: the 350 bytes that `to_json` returns are never freed (0.1.86).
 
-    Orbax calls it for every array of a checkpoint, which costs 0.3 MB for 450 arrays.
+    Orbax calls it for every array of a checkpoint.
     """
-    if not isinstance(ts.KvStore.Spec.to_json, _Remembering):
-        ts.KvStore.Spec.to_json = _Remembering(ts.KvStore.Spec.to_json)  # type: ignore[method-assign, assignment]
+    ts.KvStore.Spec.to_json = _remembered_json  # type: ignore[method-assign, assignment]
 
 
-class _Remembering:
-    """The method `to_json` of `tensorstore.KvStore.Spec`, with its last answers."""
-
-    def __init__(self, to_json: Callable[..., Any]) -> None:
-        self._to_json = to_json
-        self._answers: dict[Any, Any] = {}
-
-    def __get__(self, spec: Any, owner: type) -> Any:
-        return self if spec is None else functools.partial(self._answer, spec)
-
-    def _answer(self, spec: Any, *options: Any, **named: Any) -> Any:
-        question = repr(spec), options, tuple(named.items())
-        if question not in self._answers:
-            if len(self._answers) == _NUM_ANSWERS:
-                self._answers.clear()
-            self._answers[question] = self._to_json(spec, *options, **named)
-        return copy.deepcopy(self._answers[question])
+def _remembered_json(spec: Any, include_defaults: bool = False) -> Any:
+    """What `to_json` of `tensorstore.KvStore.Spec` returns. Orbax's threads may call it at once."""
+    question = repr(spec), include_defaults
+    answer = _answers.get(question)
+    if answer is None:
+        if len(_answers) >= _NUM_ANSWERS:
+            _answers.clear()
+        answer = _answers[question] = _to_json(spec, include_defaults)
+    return copy.deepcopy(answer)
 
 
 def _is_for_the_user(record: logging.LogRecord) -> bool:
